@@ -1,0 +1,112 @@
+"""`mount`, `umount` and `browse`: the filesystem without a training command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from fuse_ckpt.cli import access, formats
+from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
+
+_DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command("mount", short_help="Mount a job's output directory.")
+@click.argument("job")
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@click.option("--input", "reference", metavar="REF", help="A checkpoint to resume from, as the input directory.")
+@click.option("--foreground", is_flag=True, help="Stay until the directory is unmounted, instead of leaving a daemon.")
+@click.option(
+    "--show-checkpoints", is_flag=True, help="List .checkpoints in the mount's root; programs may trip over it."
+)
+@click.option("--allow-other", is_flag=True, help="Let other users in (user_allow_other in /etc/fuse.conf).")
+@click.option("--unit", "units", multiple=True, metavar="GLOB", help="What fits is one checkpoint; may be repeated.")
+@click.option(
+    "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
+)
+@click.pass_obj
+def mount(
+    settings: Settings,
+    job: str,
+    directory: Path,
+    reference: str | None,
+    foreground: bool,
+    show_checkpoints: bool,
+    allow_other: bool,
+    units: tuple[str, ...],
+    quiet_period: float | None,
+) -> None:
+    """Mount a job's output directory at DIR and print what a program needs to know of it."""
+    from fuse_ckpt import session
+    from fuse_ckpt.model import check_job_name
+
+    check_job_name(job)
+    parent = None
+    if reference is not None:
+        with access.store_with(settings, reference) as (_, [found]):
+            parent = found.id
+            if found.failure is not None:
+                click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure)}", err=True)
+    options = session.MountOptions(
+        store=settings.store,
+        job=job,
+        mountpoint=absolute(directory),
+        parent=parent,
+        show_checkpoints=show_checkpoints,
+        allow_other=allow_other,
+        units=units,
+        quiet_period=quiet_period,
+        verbose=settings.verbose,
+    )
+    mounted = session.mount(options, foreground=foreground)
+    if not foreground:
+        click.echo(exports(mounted.mountpoint, parent))
+
+
+def exports(mountpoint: Path, parent: str | None) -> str:
+    """Lines that a shell can evaluate: `eval "$(fuse-ckpt mount …)"`."""
+    views = mountpoint / ".checkpoints"
+    given = (
+        f"export {INPUT_VARIABLE}={_shell(views / 'by-id' / parent)}"
+        if parent
+        else (f"# export {INPUT_VARIABLE}={_shell(views / 'latest')}   (to resume from the newest one)")
+    )
+    return "\n".join(
+        [
+            f"export {OUTPUT_VARIABLE}={_shell(mountpoint)}",
+            given,
+            f"# earlier checkpoints, read-only: {formats.visible(str(views))}/by-id/ID, by-name/NAME@N, latest",
+        ]
+    )
+
+
+def _shell(path: Path) -> str:
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + formats.visible(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+
+
+@click.command("umount", short_help="Unmount it again.")
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+def umount(directory: Path) -> None:
+    """Unmount DIR: returns when what was pending is committed and the daemon has gone."""
+    from fuse_ckpt import session
+
+    session.umount(absolute(directory))
+
+
+@click.command("browse", short_help="Mount the whole store, read-only.")
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@click.option("--foreground", is_flag=True, help="Stay until the directory is unmounted, instead of leaving a daemon.")
+@click.pass_obj
+def browse(settings: Settings, directory: Path, foreground: bool) -> None:
+    """Mount the checkpoints of the whole store at DIR, by job, read-only."""
+    from fuse_ckpt import session
+
+    target = absolute(directory)
+    session.browse(settings.store, target, foreground=foreground)
+    if not foreground:
+        click.echo(f"All checkpoints, by job: {formats.visible(str(target))} (fuse-ckpt umount ends it)")

@@ -1,0 +1,135 @@
+"""Every error that fuse_ckpt raises on purpose.
+
+    FuseCkptError                1  failed
+    ├── UsageError               2  the request cannot be understood or makes no sense
+    │   ├── InvalidJobName
+    │   ├── InvalidReference
+    │   └── InvalidMountPoint
+    ├── NotFound                 3
+    │   ├── UnknownCheckpoint
+    │   └── UnknownJob
+    ├── Corrupt                  4  stored bytes are not what was stored
+    │   ├── CorruptRecord
+    │   └── CorruptBlob
+    ├── Busy                     5  leased, locked, mounted, still bound
+    │   ├── JobExists
+    │   ├── JobMounted
+    │   ├── CheckpointLeased
+    │   └── StillBound
+    ├── StoreUnusable            1  the store cannot be opened here
+    ├── CommitFailed             1  a draft could not be committed; it stays in pending/
+    ├── MountFailed              1  this machine cannot mount, or the mount went wrong
+    └── NotStarted             125  `training run` failed before its command began
+
+Every message is one line: what is wrong, and what to do about it. The exit code of a class is its contract with the
+command line; how the kernel sees it is decided in one place only, `fuse_ckpt.fuse.errno`.
+"""
+
+from __future__ import annotations
+
+
+class FuseCkptError(Exception):
+    """Base of all errors raised on purpose; `str()` of it is the line that a person reads."""
+
+    exit_code = 1
+
+
+class UsageError(FuseCkptError):
+    """The request cannot be understood, or makes no sense."""
+
+    exit_code = 2
+
+
+class InvalidJobName(UsageError):
+    """A job's name is empty, too long, or has a character that no directory or reference can carry."""
+
+
+class InvalidReference(UsageError):
+    """A reference to a checkpoint is empty or fits more than one; the message lists the candidates."""
+
+
+class InvalidMountPoint(UsageError):
+    """The mount point is missing, not a directory, not empty, or mounted already."""
+
+
+class NotFound(FuseCkptError):
+    """What was asked for is not in the store."""
+
+    exit_code = 3
+
+
+class UnknownCheckpoint(NotFound):
+    """No checkpoint answers to the reference (or it was deleted)."""
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"Unknown Checkpoint: {reference}")
+        self.reference = reference
+
+
+class UnknownJob(NotFound):
+    """No job of that name."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f'Unknown training job: {job} (see "fuse-ckpt training list") {{"code":"ET0002"}}')
+        self.job = job
+
+
+class Corrupt(FuseCkptError):
+    """Bytes in the store are not the bytes that were stored."""
+
+    exit_code = 4
+
+
+class CorruptRecord(Corrupt):
+    """A record of the index fails its checksum."""
+
+
+class CorruptBlob(Corrupt):
+    """A blob is missing, or its bytes do not have the digest that names it."""
+
+
+class Busy(FuseCkptError):
+    """Somebody is using what the request would change."""
+
+    exit_code = 5
+
+
+class JobExists(Busy):
+    """`training run` without `--restart` of a job that has run already."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(
+            f"Training job already exists: {job} (--restart continues it, another name starts afresh)"
+            ' {"code":"ET0009"}'
+        )
+        self.job = job
+
+
+class JobMounted(Busy):
+    """Another daemon serves this job."""
+
+
+class CheckpointLeased(Busy):
+    """A session reads this checkpoint as its input."""
+
+
+class StillBound(Busy):
+    """A directory of the mount is in use or bind-mounted elsewhere; its daemon goes on serving it."""
+
+
+class StoreUnusable(FuseCkptError):
+    """The store cannot be opened: another user's, too new, not a store, or on a filesystem that cannot hold one."""
+
+
+class CommitFailed(FuseCkptError):
+    """A sealed draft could not be committed; its links and journal stay in pending/ for the next attempt."""
+
+
+class MountFailed(FuseCkptError):
+    """This machine cannot mount (no /dev/fuse, no fusermount3, no privilege), or the mount went wrong."""
+
+
+class NotStarted(FuseCkptError):
+    """`training run` failed before its command began."""
+
+    exit_code = 125

@@ -1,0 +1,197 @@
+"""Mounting and unmounting: by ourselves where we may (mount(2)), else through fusermount3, which is set-user-id root.
+
+With privilege the daemon opens /dev/fuse and mounts by itself, and libfuse is given the descriptor as `/dev/fd/N`: it then
+neither opens nor mounts anything. That is the seam where something may stand between the kernel and libfuse.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from fuse_ckpt.errors import InvalidMountPoint, MountFailed, StillBound
+
+FSTYPE = "fuse.fuse_ckpt"
+DEVICE = "/dev/fuse"
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_CAP_SYS_ADMIN = 21
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Place(Struct, frozen=True):
+    """A line of /proc/self/mountinfo. `source` is the job's directory in its store for a mount of ours."""
+
+    mountpoint: str
+    fstype: str
+    source: str
+
+
+def mounts() -> list[Place]:
+    """Every mount of this mount namespace, in mount order: of two at one place, the later is on top."""
+    return list(_mountinfo())
+
+
+def mount_at(mountpoint: Path) -> Place | None:
+    """The topmost mount at exactly this place, however stale; None if nothing is mounted there."""
+    wanted = str(_resolved(mountpoint))
+    return next((place for place in reversed(mounts()) if place.mountpoint == wanted), None)
+
+
+def may_mount() -> bool:
+    """Whether this process has CAP_SYS_ADMIN, by its effective capabilities."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def check_device() -> None:
+    """Raise MountFailed, with the way out, where this machine cannot mount at all."""
+    if not os.path.exists(DEVICE):
+        raise MountFailed(f"There is no {DEVICE} here: load the fuse module (modprobe fuse), or start the container with --device {DEVICE}.")
+    if may_mount():
+        return
+    if shutil.which("fusermount3") is None:
+        raise MountFailed("Mounting needs CAP_SYS_ADMIN or fusermount3: install the package fuse3, or run as root (container: --cap-add SYS_ADMIN).")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise MountFailed(f"{DEVICE} cannot be opened by this user: give it mode 0666, or run as root.")
+
+
+def check_mountpoint(mountpoint: Path) -> None:
+    """Make the mount point ready: clear a stale mount of ours. Raises InvalidMountPoint saying what is wrong with it."""
+    place = mount_at(mountpoint)
+    if place is not None and place.fstype == FSTYPE and _is_stale(mountpoint):
+        detach(mountpoint, lazy=True)
+        place = mount_at(mountpoint)
+    if place is not None and place.fstype == FSTYPE:
+        raise InvalidMountPoint(f"{mountpoint} is already mounted, from {place.source}: fuse-ckpt umount it first, or choose another directory.")
+    try:
+        if os.listdir(mountpoint):
+            raise InvalidMountPoint(f"{mountpoint} is not empty: choose an empty directory, so that nothing is hidden by the mount.")
+    except FileNotFoundError:
+        raise InvalidMountPoint(f"{mountpoint} does not exist: mkdir -p it first.") from None
+    except NotADirectoryError:
+        raise InvalidMountPoint(f"{mountpoint} is not a directory.") from None
+    except OSError as exc:
+        raise InvalidMountPoint(f"{mountpoint} cannot be used: {exc.strerror}.") from None
+
+
+class Attached(Struct, frozen=True):
+    """A mount as libfuse is to serve it: what to give pyfuse3 as mount point and options, and how the data goes."""
+
+    mountpoint: Path
+    libfuse_mountpoint: str
+    libfuse_options: frozenset[str]
+    data_path: str
+    reason: str
+
+
+def attach(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool) -> Attached:
+    """Mount at `mountpoint`, or leave it to libfuse and fusermount3. `source` is what /proc/mounts shows. Raises MountFailed."""
+    mountpoint = _resolved(mountpoint)
+    if may_mount():
+        device = _mount_ourselves(mountpoint, source, allow_other=allow_other, read_only=read_only)
+        return Attached(mountpoint, f"/dev/fd/{device}", frozenset(), "daemon", "the data passes through the daemon")
+    name = str(source).replace("\\", "\\\\").replace(",", "\\,")
+    options = {"default_permissions", "nosuid", "nodev", "subtype=fuse_ckpt", f"fsname={name}"}
+    options |= {"allow_other"} if allow_other else set()
+    options |= {"ro"} if read_only else set()
+    return Attached(mountpoint, str(mountpoint), frozenset(options), "daemon", "mounted by fusermount3, without CAP_SYS_ADMIN")
+
+
+def detach(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmount. Raises StillBound where it is in use, MountFailed where it cannot be done; not mounted is fine.
+
+    `lazy`: take the name away now, and the mount when its last user has gone.
+    """
+    try:
+        _detach(mountpoint, lazy=lazy)
+    except OSError as exc:
+        if exc.errno in (errno.EINVAL, errno.ENOENT):
+            return
+        if exc.errno == errno.EBUSY:
+            raise StillBound(f"{mountpoint} is in use: a program has a file or its working directory there; end it, and try again.") from None
+        raise MountFailed(f"{mountpoint} cannot be unmounted: {exc.strerror}.") from None
+
+
+def bind_read_only(source: Path, target: Path) -> None:
+    """Bind-mount a directory read-only at another place. Raises MountFailed."""
+    flags = _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    try:
+        _mount(os.fsencode(source), os.fsencode(target), b"none", _MS_BIND, b"")
+        _mount(b"none", os.fsencode(target), b"none", flags, b"")
+    except OSError as exc:
+        raise MountFailed(f"{source} cannot be bound at {target}: {exc.strerror}.") from None
+
+
+def _mount_ourselves(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool) -> int:
+    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    if allow_other:
+        options += ",allow_other"
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+    try:
+        _mount(os.fsencode(source), os.fsencode(mountpoint), FSTYPE.encode(), flags, options.encode())
+    except OSError as exc:
+        os.close(device)
+        raise MountFailed(f"{mountpoint} cannot be mounted: {exc.strerror}.") from None
+    return device
+
+
+def _detach(mountpoint: Path, *, lazy: bool) -> None:
+    if may_mount():
+        flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+        _check(_libc.umount2(os.fsencode(_resolved(mountpoint)), flags))
+        return
+    if mount_at(mountpoint) is None:
+        return
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        number = errno.EBUSY if "busy" in done.stderr else errno.EPERM
+        raise OSError(number, done.stderr.strip() or os.strerror(number))
+
+
+def _mount(source: bytes, target: bytes, fstype: bytes, flags: int, options: bytes) -> None:
+    _check(_libc.mount(source, target, fstype, ctypes.c_ulong(flags), options))
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _is_stale(mountpoint: Path) -> bool:
+    try:
+        os.stat(mountpoint)
+    except OSError as exc:
+        return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _resolved(mountpoint: Path) -> Path:
+    """The path as the kernel shows it. Its last part is not looked at: a stale mount cannot be."""
+    return Path(os.path.realpath(mountpoint.parent)) / mountpoint.name if mountpoint.name else mountpoint
+
+
+def _mountinfo() -> Iterator[Place]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            fstype, source, _ = after.split(" ", 2)
+            yield Place(_plain(before.split(" ")[4]), fstype, _plain(source))
+
+
+def _plain(field: str) -> str:
+    """mountinfo writes space, tab, newline and backslash as three octal digits (proc_pid_mountinfo(5))."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field

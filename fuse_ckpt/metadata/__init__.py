@@ -1,0 +1,8 @@
+"""What a checkpoint says of its training: bytes in, Metadata out."""
+
+from __future__ import annotations
+
+from fuse_ckpt.metadata.extract import extract
+from fuse_ckpt.model import Metadata
+
+__all__ = ["Metadata", "extract"]

@@ -1,0 +1,185 @@
+"""The values that travel through the house. No I/O, no clock: anything here can be made in a test by hand.
+
+Times are integers of nanoseconds since the epoch, UTC. Sizes are bytes. Digests are BLAKE3-256 in lower-case hex (64
+characters). Paths are `str` with `/` between the parts and the kernel's undecodable bytes as surrogate escapes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from fuse_ckpt.errors import InvalidJobName
+
+JOB_NAME_MAX = 200  # bytes; a job is a directory's name, and a lock's name that adds a suffix (NAME_MAX is 255)
+
+
+class State(StrEnum):
+    """Where a checkpoint stands. Only `AVAILABLE` ones are ever offered for resuming."""
+
+    PENDING = "pending"
+    AVAILABLE = "available"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+class Kind(StrEnum):
+    """What an entry of a manifest is."""
+
+    FILE = "file"
+    SYMLINK = "symlink"
+    DIRECTORY = "directory"
+
+
+class Shape(StrEnum):
+    """What a unit of the output directory is: one file, one directory, or the Hugging Face set at the root."""
+
+    FLAT = "flat"
+    DIRECTORY = "directory"
+    ROOT = "root"
+
+
+class Unit(Struct, frozen=True):
+    """The files that become one checkpoint together, named by their path below the output directory's root.
+
+    `name` is the NAME that people see: "ckpt.pt", "checkpoint-500", "checkpoints/step_5", "" for the root checkpoint.
+    """
+
+    name: str
+    shape: Shape
+
+    @property
+    def prefix(self) -> str:
+        """The directory, below the output root, that the checkpoint's own root stands for ("" for the output root)."""
+        if self.shape is Shape.DIRECTORY:
+            return self.name
+        return self.name.rpartition("/")[0] if self.shape is Shape.FLAT else ""
+
+
+class Entry(Struct, frozen=True, omit_defaults=True):
+    """One file, symlink or directory of a checkpoint. `path` is relative to the checkpoint's root."""
+
+    path: str
+    kind: Kind
+    mode: int  # permission bits alone: 0o644
+    mtime_ns: int
+    size: int = 0  # files only
+    digest: str = ""  # files only
+    target: str = ""  # symlinks only
+
+
+class Metadata(Struct, frozen=True, omit_defaults=True):
+    """What a checkpoint says of its training. None: it does not say."""
+
+    step: int | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    model: str | None = None
+    version: str | None = None
+    inference_ready: bool = False
+    resumable: bool = False  # holds optimizer state
+    weights: bool = False  # holds model weights
+    notes: tuple[str, ...] = ()  # what could not be read, one plain sentence each
+
+
+class Checkpoint(Struct, frozen=True, omit_defaults=True):
+    """A committed checkpoint, without its entries. Immutable except for `state`."""
+
+    id: str  # UUIDv7, canonical 36 characters; id order is commit order
+    job: str
+    name: str  # the unit's NAME
+    shape: Shape
+    ordinal: int  # this is the n-th checkpoint of (job, name), from 1
+    node: str
+    state: State
+    created_ns: int  # its last member's close
+    committed_ns: int
+    size: int
+    files: int
+    metadata: Metadata
+    parent: str | None = None  # id of the checkpoint that its run was resumed from
+    run: str | None = None  # id of the run that wrote it
+    failure: str | None = None  # why it is `failed`
+
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.name, self.shape)
+
+
+class Manifest(Struct, frozen=True):
+    """A checkpoint and what it is made of; also the form of manifests/<id>.json.
+
+    `companions` (a `latest` file, helper scripts, symlinks beside the unit) have paths relative to the output
+    directory's root; they show in the layout view only.
+    """
+
+    checkpoint: Checkpoint
+    entries: tuple[Entry, ...]
+    companions: tuple[Entry, ...] = ()
+
+
+class InodeKey(Struct, frozen=True, order=True):
+    """A backing inode on the store's disk."""
+
+    dev: int
+    ino: int
+
+
+class NewCheckpoint(Struct, frozen=True):
+    """All that the store needs to publish a checkpoint whose blobs it has adopted already."""
+
+    job: str
+    unit: Unit
+    node: str
+    created_ns: int
+    metadata: Metadata
+    entries: tuple[Entry, ...]
+    companions: tuple[Entry, ...] = ()
+    sealed: tuple[tuple[InodeKey, str], ...] = ()  # inodes that are the blob of that digest from now on
+    parent: str | None = None
+    run: str | None = None
+    failure: str | None = None  # set: the checkpoint is published as `failed`
+
+
+class RunStatus(StrEnum):
+    """How a run of a training job stands."""
+
+    IN_PROGRESS = "in progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class Run(Struct, frozen=True, omit_defaults=True):
+    """One run of a job's command."""
+
+    id: str  # UUIDv7
+    job: str
+    command: tuple[str, ...]
+    started_ns: int
+    status: RunStatus
+    node: str = "0"
+    parent: str | None = None  # the checkpoint it was resumed from
+    ended_ns: int | None = None
+    exit_code: int | None = None  # 128 + n where signal n ended it
+
+
+class Job(Struct, frozen=True, omit_defaults=True):
+    """A training job: a name, its working tree, its runs and its checkpoints."""
+
+    name: str
+    created_ns: int
+
+
+def check_job_name(name: str) -> str:
+    """Return `name` if it can name a job, else raise InvalidJobName saying why."""
+    if not name:
+        raise InvalidJobName('A job name is empty: give it one, as in "fuse-ckpt training run my-job -- …".')
+    if len(name.encode(errors="surrogateescape")) > JOB_NAME_MAX:
+        raise InvalidJobName(f"A job name is longer than {JOB_NAME_MAX} bytes ({name[:20]}…): choose a shorter one.")
+    bad = next((c for c in name if c in "/:" or not c.isprintable()), None)
+    if bad is not None or name[0] in "-." or name != name.strip():
+        what = f"has {bad!r} in it" if bad else "begins with '-' or '.', or has space around it"
+        raise InvalidJobName(f"Job name {name!r} {what}: use letters, digits, '-', '_', '.' and '='.")
+    return name

@@ -1,0 +1,76 @@
+"""Mounting and unmounting without a training command, and what a daemon knows that the store does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fuse_ckpt.errors import InvalidMountPoint, MountFailed, StillBound
+from fuse_ckpt.fuse import mount as mounts
+from fuse_ckpt.session import control, daemon
+from fuse_ckpt.session.options import Mounted, MountOptions, PendingUnit
+from fuse_ckpt.staging import load_all, why_stuck
+from fuse_ckpt.store import Layout, Store
+
+DAEMON_PATIENCE = 60.0  # seconds for a daemon that has unmounted to end
+
+
+def mount(options: MountOptions, *, foreground: bool) -> Mounted:
+    """Mount a job's output directory; returns when it is ready, or with `foreground` when it is unmounted again.
+
+    Raises InvalidMountPoint, JobMounted, MountFailed, StoreUnusable.
+    """
+    if not foreground:
+        return daemon.start(options)
+    from fuse_ckpt.session.service import serve
+
+    daemon.configure_logging(options.verbose)
+    answers: list[Mounted] = []
+    serve(options, answers.append)
+    return answers[0]
+
+
+def browse(store: Path, mountpoint: Path, *, foreground: bool) -> Mounted:
+    """Mount the whole store read-only, by job. Raises as `mount` does."""
+    return mount(MountOptions(store, None, mountpoint), foreground=foreground)
+
+
+def umount(mountpoint: Path) -> None:
+    """Commit what is pending, unmount, and return when the daemon has gone; a stale mount is only cleared.
+
+    Raises InvalidMountPoint where nothing of ours is mounted, StillBound where it is in use or bound elsewhere.
+    """
+    place = mounts.mount_at(mountpoint)
+    if place is None or place.fstype != mounts.FSTYPE:
+        raise InvalidMountPoint(f"{mountpoint} is not a mount of fuse-ckpt: findmnt -t {mounts.FSTYPE} lists them.")
+    source = Path(place.source)
+    job = source.name if source.parent.name == "jobs" else None
+    answer = control.ask(source / "control", "unmount", patience=None) if job is not None else None
+    if answer is None:  # browse, or a daemon that has gone
+        mounts.detach(mountpoint, lazy=job is not None)
+        return
+    if "busy" in answer:
+        raise StillBound(answer["busy"])
+    if "error" in answer:
+        raise MountFailed(answer["error"])
+    if not answer["unmounted"]:
+        raise StillBound(f"{mountpoint} is unmounted, but still bound elsewhere; its daemon serves that until it is unmounted too.")
+    with Store.open(source.parent.parent) as store:
+        store.wait_unlocked(job or "", DAEMON_PATIENCE)
+
+
+def pending_units(store: Store, job: str) -> list[PendingUnit]:
+    """What is not committed yet: sealed drafts in the store, and what the job's daemon, if it runs, is waiting for."""
+    layout: Layout = store.layout
+    sealed = [] if not layout.pending(job).is_dir() else load_all(layout.pending(job), clean=False)
+    found = [
+        PendingUnit(
+            one.journal.unit.name,
+            one.journal.created_ns,
+            sum(linked.size for linked in one.journal.files if not linked.companion),
+            why_stuck(one) or "",
+        )
+        for one in sealed
+    ]
+    answer = control.ask(layout.control(job), "status") or {}
+    found += [PendingUnit(draft["name"], draft["since_ns"], draft["size"]) for draft in answer.get("drafts", [])]
+    return sorted(found, key=lambda unit: unit.since_ns)

@@ -1,0 +1,58 @@
+"""What a session is asked for, and what it answers. Encoded as JSON on the way to the daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from fuse_ckpt.model import Run
+
+
+class MountOptions(Struct, frozen=True, omit_defaults=True):
+    """How a job is mounted. `job` None: the whole store, read-only, by job.
+
+    `mountpoint` None: the job's own place in the store. `parent`: the checkpoint that is its input, leased while it is
+    mounted. `supervisor`: a process whose death ends the mount, as soon as nobody uses it any more.
+    """
+
+    store: Path
+    job: str | None
+    mountpoint: Path | None = None
+    node: str = "0"
+    parent: str | None = None
+    run: str | None = None
+    show_checkpoints: bool = False
+    allow_other: bool = False
+    units: tuple[str, ...] = ()
+    quiet_period: float | None = None
+    verbose: bool = False
+    supervisor: int | None = None
+
+
+class Mounted(Struct, frozen=True):
+    """A mount that is ready. `data_path`: who moves the bytes, `reason`: why so."""
+
+    mountpoint: Path
+    pid: int
+    data_path: str
+    reason: str
+
+
+class Finished(Struct, frozen=True):
+    """A run that has ended. `drained`: all that could be committed is; `problems`: what went wrong beside the command."""
+
+    exit_code: int
+    run: Run
+    mountpoint: Path
+    drained: bool
+    problems: tuple[str, ...] = ()
+
+
+class PendingUnit(Struct, frozen=True):
+    """A draft that is not committed yet."""
+
+    name: str
+    since_ns: int
+    size: int
+    reason: str = ""  # why it could not be committed, if it could not

@@ -1,0 +1,210 @@
+"""The daemon of one mount: builds the parts of the other rooms, owns the nursery, and ends in order.
+
+The order at the end: no draft is left that could be committed, then the mount goes, then whatever its last users closed is
+committed too, then the job's lock. After a crash nothing is unmounted: training would go on into the bare directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import trio
+
+from fuse_ckpt.errors import FuseCkptError, MountFailed, StillBound
+from fuse_ckpt.fuse import mount
+from fuse_ckpt.fuse.wire import Wire, forget_name
+from fuse_ckpt.session import control
+from fuse_ckpt.session.options import Mounted, MountOptions
+from fuse_ckpt.staging import Area, Committer, Settings, recover
+from fuse_ckpt.store import Store
+from fuse_ckpt.vfs import Filesystem, browse_filesystem, job_filesystem
+
+_log = logging.getLogger(__name__)
+
+GONE_PATIENCE = 2.0  # seconds between unmounting and the kernel's word that nothing is left of it
+BUSY_PATIENCE = 1.0  # seconds between attempts to unmount after the supervisor's death
+
+Ready = Callable[[Mounted], None]
+
+
+def serve(options: MountOptions, ready: Ready) -> None:
+    """Mount and serve until unmounted. `ready` is called once the mount can be used.
+
+    Raises FuseCkptError where it cannot be mounted; then nothing is changed.
+    """
+    os.umask(0)  # the kernel has applied the caller's
+    with ExitStack() as stack:
+        mount.check_device()
+        store = stack.enter_context(Store.open(options.store, create=options.job is not None))
+        service = Service(store, options, stack)
+        trio.run(service.run, ready)
+
+
+class Service:
+    """One mount in service, from its parts to its end."""
+
+    def __init__(self, store: Store, options: MountOptions, stack: ExitStack) -> None:
+        self._store = store
+        self._options = options
+        self._stack = stack
+        self._area: Area | None = None
+        self._committer: Committer | None = None
+        self._gone = trio.Event()
+        self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
+        self._filesystem = self._browse() if options.job is None else self._job(options.job)
+
+    async def run(self, ready: Ready) -> None:
+        attached = mount.attach(
+            self.mountpoint, self._source(), allow_other=self._options.allow_other, read_only=self._options.job is None
+        )
+        self._attached = attached
+        self._wire = Wire(self._filesystem, attached)
+        async with trio.open_nursery() as nursery:
+            if self._committer is not None and self._options.job is not None:
+                nursery.start_soon(self._committer.run)
+                nursery.start_soon(control.listen, self._store.layout.control(self._options.job), self._answer)
+            nursery.start_soon(self._obey_signals, nursery)
+            if self._options.supervisor is not None:
+                nursery.start_soon(self._outlive, self._options.supervisor)
+            nursery.start_soon(self._announce, ready)
+            await self._wire.serve()
+            self._gone.set()
+            await self._drain()
+            nursery.cancel_scope.cancel()
+        self._wire.close()
+
+    # -- the parts ----------------------------------------------------------------------------------------------------
+
+    def _job(self, job: str) -> Filesystem:
+        store, options, stack = self._store, self._options, self._stack
+        lock = stack.enter_context(store.lock_job(job))
+        mount.check_mountpoint(self.mountpoint)
+        lock.note(str(self.mountpoint))
+        store.ensure_job(job, time.time_ns())
+        store.recover()
+        if options.parent is not None:
+            stack.enter_context(store.lease(options.parent))
+        for left_over in store.layout.job(job).glob("break-*"):
+            left_over.unlink()
+        root_fd = os.open(store.layout.work(job), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root_fd)
+        pending = store.layout.pending(job)
+        settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
+        self._area = Area(root_fd, pending, settings)
+        self._committer = Committer(self._area, store, job)
+        recover(self._area, store, job, pending)
+        return job_filesystem(
+            store, job, root_fd, self._area, forget_name, show=options.show_checkpoints, also=options.parent
+        )
+
+    def _browse(self) -> Filesystem:
+        mount.check_mountpoint(self.mountpoint)
+        disk_fd = os.open(self._store.layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._stack.callback(os.close, disk_fd)
+        return browse_filesystem(self._store, disk_fd)
+
+    def _source(self) -> Path:
+        layout = self._store.layout
+        return layout.root if self._options.job is None else layout.job(self._options.job)
+
+    async def _announce(self, ready: Ready) -> None:
+        """Say that the mount is ready once it answers: a program that starts now finds it."""
+        await trio.to_thread.run_sync(os.stat, self.mountpoint)
+        ready(Mounted(self.mountpoint, os.getpid(), self._attached.data_path, self._attached.reason))
+
+    # -- what it is told ----------------------------------------------------------------------------------------------
+
+    async def _answer(self, question: str) -> control.Answer:
+        if question == "status":
+            return self._status()
+        if question == "commit":
+            await self._drain()
+            return self._status()
+        if question in ("unmount", "unmount lazily"):
+            return await self._unmount(lazy=question == "unmount lazily")
+        return {"error": f"no such question: {question}"}
+
+    async def _unmount(self, *, lazy: bool) -> control.Answer:
+        await self._drain()
+        try:
+            mount.detach(self.mountpoint, lazy=lazy)
+        except StillBound as exc:
+            return {"busy": str(exc)}
+        except FuseCkptError as exc:
+            return {"error": str(exc)}
+        return {"unmounted": await self._is_gone()}
+
+    async def _is_gone(self) -> bool:
+        with trio.move_on_after(GONE_PATIENCE):
+            await self._gone.wait()
+        return self._gone.is_set()
+
+    async def _obey_signals(self, nursery: trio.Nursery) -> None:
+        """SIGTERM, SIGINT or SIGHUP: commit, unmount, go. A second one goes at once."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            await anext(received)
+            nursery.start_soon(self._end)
+            _log.warning("signal %d again: leaving at once", await anext(received))
+            self._wire.stop()
+
+    async def _end(self) -> None:
+        await self._drain()
+        try:
+            mount.detach(self.mountpoint, lazy=True)
+        except MountFailed as exc:
+            _log.warning("%s", exc)
+        if not await self._is_gone():
+            _log.warning("%s is still in use: its users see ENOTCONN from now on", self.mountpoint)
+            self._wire.stop()
+
+    async def _outlive(self, supervisor: int) -> None:
+        """Once the supervisor has died, end as soon as nobody uses the mount: its command may still be running."""
+        fd = os.pidfd_open(supervisor)
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+        while not self._gone.is_set():
+            try:
+                mount.detach(self.mountpoint)
+                return
+            except FuseCkptError:
+                await trio.sleep(BUSY_PATIENCE)
+
+    async def _drain(self) -> None:
+        if self._committer is not None:
+            await self._committer.drain()
+
+    def _status(self) -> control.Answer:
+        assert self._area is not None
+        assert self._committer is not None
+        drafts = [
+            {"name": unit.name, "since_ns": draft.created_ns, "size": self._area.size_of(unit)}
+            for unit, draft in self._area.drafts.items()
+            if draft.first_closed is not None
+        ]
+        return {
+            "pid": os.getpid(),
+            "mountpoint": str(self.mountpoint),
+            "data_path": self._attached.data_path,
+            "reason": self._attached.reason,
+            "drafts": drafts,
+            "committing": len(self._area.queue),
+            "open_files": self._filesystem.open_files,
+            "statistics": msgspec.to_builtins(self._committer.statistics),
+        }
+
+
+def _own_mountpoint(store: Store, job: str) -> Path:
+    """The job's own place in the store, the same for every run: trainers keep absolute paths."""
+    mountpoint = store.layout.output_mount(job)
+    if mount.mount_at(mountpoint) is None:
+        mountpoint.mkdir(parents=True, exist_ok=True)
+    return mountpoint

@@ -1,0 +1,215 @@
+"""`training run`: mount, expose the input, run the command, commit, unmount.
+
+The mount is served by a daemon of its own, so that whatever still reads it at the end, and whatever becomes of this process,
+cannot end it. This process is one thread that waits for signals and for its children, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fuse_ckpt.errors import FuseCkptError, JobExists, MountFailed, NotStarted, UnknownCheckpoint
+from fuse_ckpt.fuse import mount
+from fuse_ckpt.model import Checkpoint, Run, RunStatus, State
+from fuse_ckpt.session import control, daemon
+from fuse_ckpt.session.options import Finished, Mounted, MountOptions
+from fuse_ckpt.store import Store
+
+OUTPUT_VARIABLE = "FLEXAI_OUTPUT_CHECKPOINT_DIR"
+INPUT_VARIABLE = "FLEXAI_INPUT_CHECKPOINT_DIR"
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
+
+_SI_KERNEL = 128  # si_code of a signal that a terminal sent to the whole process group
+_FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+
+Report = Callable[[str], None]
+
+
+def run_training(
+    options: MountOptions,
+    command: Sequence[str],
+    *,
+    checkpoint: str | None,
+    if_any: bool,
+    force: bool,
+    restart: bool,
+    environment: Mapping[str, str],
+    report: Report,
+) -> Finished:
+    """Run `command` with the job mounted, and return when it has ended and what it saved is committed.
+
+    `environment` is the command's; the two variables are set in it, and where they are set already, that is where the job is
+    mounted and the input bound. Raises FuseCkptError before the command has begun, never after. A command that is not
+    there ends as a shell would: 127, or 126 where it cannot be executed.
+    """
+    job = options.job or ""
+    with Store.open(options.store) as store:
+        parent = _input(store, checkpoint, if_any, force)
+        if parent is not None and parent.state is State.FAILED:
+            report(f"resuming from {parent.id}, which is failed: {parent.failure}")
+        if not restart and job in {known.name for known in store.jobs()} and store.runs(job):
+            raise JobExists(job)
+        program = _find(command[0], environment)
+        store.ensure_job(job, time.time_ns())
+        run = store.begin_run(job, command, time.time_ns(), options.node, parent.id if parent else None)
+        options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
+        try:
+            mounted = daemon.start(options)
+        except BaseException:
+            store.end_run(run, time.time_ns(), 125, RunStatus.FAILED)
+            raise
+        report(f"mounted at {mounted.mountpoint}, checkpoints in {mounted.mountpoint}/.checkpoints")
+        return _Session(store, options, mounted, run, report).run(program, command, dict(environment))
+
+
+def _input(store: Store, reference: str | None, if_any: bool, force: bool) -> Checkpoint | None:
+    if reference is None:
+        return None
+    try:
+        found = store.resolve(reference)
+    except FuseCkptError as exc:
+        if if_any and isinstance(exc, UnknownCheckpoint):
+            return None
+        raise
+    if found.state is not State.AVAILABLE and not force:
+        raise NotStarted(f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same.")
+    return found
+
+
+def _find(program: str, environment: Mapping[str, str]) -> str | int:
+    """The path of the program, or the exit code that a shell gives for it."""
+    found = shutil.which(program, path=environment.get("PATH"))
+    if found is not None:
+        return found
+    there = os.path.exists(program) if "/" in program else False
+    return NOT_EXECUTABLE if there else NOT_FOUND
+
+
+class _Session:
+    """One run, from the mount that is ready to the mount that is gone."""
+
+    def __init__(self, store: Store, options: MountOptions, mounted: Mounted, run: Run, report: Report) -> None:
+        self._store = store
+        self._options = options
+        self._mounted = mounted
+        self._run = run
+        self._report = report
+        self._problems: list[str] = []
+        self._bound: Path | None = None
+
+    def run(self, program: str | int, command: Sequence[str], environment: dict[str, str]) -> Finished:
+        exit_code, status = NOT_FOUND, RunStatus.FAILED
+        try:
+            if isinstance(program, int):
+                exit_code = program
+                why = "is not executable" if program == NOT_EXECUTABLE else "is not there: check its spelling and the PATH"
+                self._problems.append(f"the command {command[0]!r} {why}")
+            else:
+                self._expose(environment)
+                exit_code, status = self._execute(program, command, environment)
+        finally:
+            drained = self._finish()
+            run = self._store.end_run(self._run, time.time_ns(), exit_code, status)
+        return Finished(exit_code, run, self._mounted.mountpoint, drained, tuple(self._problems))
+
+    def _expose(self, environment: dict[str, str]) -> None:
+        """Set the two variables; bind the input where the environment names a place for it."""
+        environment[OUTPUT_VARIABLE] = str(self._mounted.mountpoint)
+        place = environment.pop(INPUT_VARIABLE, None)
+        if self._options.parent is None:
+            return
+        source = self._mounted.mountpoint / ".checkpoints" / "by-id" / self._options.parent
+        environment[INPUT_VARIABLE] = str(source)
+        if place is None:
+            return
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            mount.bind_read_only(source, Path(place))
+        except (MountFailed, OSError) as exc:
+            self._report(f"{exc} {INPUT_VARIABLE} names {source} instead.")
+            return
+        self._bound = Path(place)
+        environment[INPUT_VARIABLE] = place
+
+    def _execute(self, program: str, command: Sequence[str], environment: dict[str, str]) -> tuple[int, RunStatus]:
+        """Run the command, forward signals to it, and reap whatever else ends meanwhile (in a container we are pid 1)."""
+        waited = _FORWARDED | {signal.SIGCHLD}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        try:
+            try:
+                child = subprocess.Popen(
+                    command,
+                    executable=program,
+                    env=environment,
+                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
+                )
+            except OSError as exc:
+                self._problems.append(f"the command {command[0]!r} cannot be started: {exc.strerror}")
+                return NOT_EXECUTABLE, RunStatus.FAILED
+            code = _wait(child, waited)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if code < 0:
+            return 128 - code, RunStatus.INTERRUPTED
+        return code, RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED
+
+    def _finish(self) -> bool:
+        """Commit what is pending, take the input and the mount away; False where something is left for the next mount."""
+        path = self._store.layout.control(self._run.job)
+        if self._bound is not None:
+            mount.detach(self._bound, lazy=True)
+        answer = control.ask(path, "commit", patience=None)
+        if answer is None:
+            self._problems.append("the daemon has gone: what is pending is committed at the next mount of this job")
+            mount.detach(self._mounted.mountpoint, lazy=True)
+            return False
+        statistics = answer.get("statistics", {})
+        if statistics.get("stuck"):
+            self._problems.append(f"not committed, kept for the next mount: {statistics['last_error']}")
+        if statistics.get("failed"):
+            self._problems.append(f"{statistics['failed']} not whole, kept as failed (training checkpoints --all)")
+        self._unmount(path)
+        return not statistics.get("stuck") and not answer.get("drafts")
+
+    def _unmount(self, path: Path) -> None:
+        answer = control.ask(path, "unmount", patience=None)
+        if answer is not None and "busy" in answer:
+            self._problems.append("programs of the run still use the mount: it goes when they have ended")
+            return
+        if answer is not None and answer.get("unmounted") is False:
+            self._problems.append("still bound elsewhere: its daemon serves it until that is unmounted")
+            return
+        self._store.wait_unlocked(self._run.job, 10.0)
+
+
+def _wait(child: subprocess.Popen[bytes], signals: set[signal.Signals]) -> int:
+    """The child's return code, as subprocess gives it: minus the signal that ended it."""
+    while True:
+        received = signal.sigwaitinfo(signals)
+        if received.si_signo == signal.SIGCHLD:
+            code = _reap(child)
+            if code is not None:
+                return code
+        elif received.si_code != _SI_KERNEL:  # a terminal has told the child already
+            os.kill(child.pid, received.si_signo)
+
+
+def _reap(child: subprocess.Popen[bytes]) -> int | None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return child.returncode
+        if pid == 0:
+            return None
+        if pid == child.pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return child.returncode

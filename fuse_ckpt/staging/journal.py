@@ -1,0 +1,154 @@
+"""A sealed draft on disk: pending/<draft>/ holds a link to each member and a journal that says what they are.
+
+The links are made first and the journal is renamed into place last, so a directory without a journal is a seal that
+never happened, and may be dropped: whoever wanted to destroy a member was still waiting for the seal.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fuse_ckpt.faults import fault
+from fuse_ckpt.model import Entry, InodeKey, Kind, Unit
+from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
+
+_JOURNAL = "journal.json"
+_ERROR = "error"
+
+
+class Linked(Struct, frozen=True):
+    """A member of a sealed draft: its entry-to-be, and the name of its link in the draft's directory."""
+
+    path: str  # relative to the output directory's root
+    kind: Kind
+    mode: int
+    mtime_ns: int
+    size: int
+    key: InodeKey
+    target: str = ""
+    link: str = ""  # files only
+    companion: bool = False
+
+    def entry(self, prefix: str, digest: str) -> Entry:
+        """The manifest's entry; a member's path loses the unit's `prefix`, a companion's stays whole."""
+        path = self.path if self.companion or not prefix else self.path[len(prefix) + 1 :]
+        return Entry(path, self.kind, self.mode, self.mtime_ns, self.size, digest, self.target)
+
+
+class Journal(Struct, frozen=True):
+    """All that is known of a sealed draft, enough to commit it in another process after a crash."""
+
+    unit: Unit
+    created_ns: int
+    sealed_ns: int
+    files: tuple[Linked, ...]
+    node: str = "0"
+    parent: str | None = None
+    run: str | None = None
+    failure: str | None = None  # why it will be committed as `failed`
+    recovered: bool = False  # found in the working tree at a mount: dropped where it is what is committed already
+
+
+class Sealed(Struct, frozen=True):
+    """A sealed draft: its directory below pending/ and its journal."""
+
+    directory: Path
+    journal: Journal
+
+    @property
+    def keys(self) -> list[InodeKey]:
+        return [linked.key for linked in self.journal.files if linked.link]
+
+    def source(self, linked: Linked) -> Path:
+        return self.directory / linked.link
+
+    def sync(self) -> None:
+        """Make the seal itself survive a power cut; slow, so it is left to whoever commits."""
+        for path in (self.directory / _JOURNAL, self.directory, self.directory.parent):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def note_error(self, text: str) -> None:
+        """Leave beside the journal why it could not be committed; best effort, the disk may be the reason."""
+        try:
+            (self.directory / _ERROR).write_text(text)
+        except OSError:
+            return
+
+    def discard(self) -> None:
+        """Remove the links and the journal; the journal first, so that a half-removed draft is no draft."""
+        (self.directory / _JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(self.directory)
+
+
+def seal(tree: WorkTree, pending: Path, scan: Scan, journal: Journal) -> Sealed:
+    """Link the members of `scan` below `pending` and write the journal. Raises OSError, leaving nothing behind."""
+    directory = pending / uuid.uuid4().hex
+    directory.mkdir(mode=0o700)
+    try:
+        files = [*_link_all(tree, directory, scan.members, False), *_link_all(tree, directory, scan.companions, True)]
+        fault("seal:linked")
+        sealed = Sealed(directory, msgspec.structs.replace(journal, files=tuple(files)))
+        unfinished = directory / f"{_JOURNAL}.new"
+        # json, not msgspec: it writes the surrogates of names that are no UTF-8 as \udcXX
+        unfinished.write_text(json.dumps(msgspec.to_builtins(sealed.journal)))
+        unfinished.rename(directory / _JOURNAL)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    fault("seal:done")
+    return sealed
+
+
+def load_all(pending: Path, *, clean: bool) -> list[Sealed]:
+    """The sealed drafts of `pending`, oldest first. `clean`: directories without a journal are removed."""
+    found: list[Sealed] = []
+    for directory in pending.iterdir():
+        try:
+            content = json.loads((directory / _JOURNAL).read_text())
+            found.append(Sealed(directory, msgspec.convert(content, Journal)))
+        except (FileNotFoundError, NotADirectoryError):
+            if clean:
+                shutil.rmtree(directory, ignore_errors=True)
+    return sorted(found, key=lambda sealed: sealed.journal.sealed_ns)
+
+
+def why_stuck(sealed: Sealed) -> str | None:
+    """What kept this draft from being committed the last time, if something did."""
+    try:
+        return (sealed.directory / _ERROR).read_text()
+    except OSError:
+        return None
+
+
+def _link_all(tree: WorkTree, directory: Path, members: tuple[Found, ...], companion: bool) -> list[Linked]:
+    linked = []
+    for number, found in enumerate(members):
+        name = ""
+        if found.kind is Kind.FILE:
+            name = f"{'c' if companion else 'm'}{number}"
+            _link(tree, found, directory / name)
+        linked.append(
+            Linked(
+                found.path, found.kind, found.mode, found.mtime_ns, found.size, found.key, found.target, name, companion
+            )
+        )
+    return linked
+
+
+def _link(tree: WorkTree, found: Found, where: Path) -> None:
+    os.link(found.path, where, src_dir_fd=tree.root_fd, follow_symlinks=False)
+    status = os.stat(where, follow_symlinks=False)
+    if InodeKey(status.st_dev, status.st_ino) != found.key:
+        raise OSError(errno.ESTALE, "changed while it was sealed", found.path)

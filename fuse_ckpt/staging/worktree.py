@@ -1,0 +1,170 @@
+"""Reading the working tree: which files are a unit's members now, and whether they can be sealed.
+
+Everything is opened relative to the root's descriptor and never through a symlink, so that a tree that changes
+meanwhile can give a wrong answer (which its caller checks again) but never a file from outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
+from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_temporary
+
+LARGEST_COMPANION = 1 << 20  # bytes; a pointer or a helper script, never weights
+
+
+class Found(Struct, frozen=True):
+    """One member of a unit as it lies in the working tree. `path` is relative to the output directory's root."""
+
+    path: str
+    kind: Kind
+    mode: int
+    size: int
+    mtime_ns: int
+    key: InodeKey
+    target: str = ""
+
+
+class Scan(Struct, frozen=True):
+    """A unit as the working tree shows it: its members, its companions, and the temporary names that lie in it."""
+
+    members: tuple[Found, ...]
+    companions: tuple[Found, ...]
+    temporary: tuple[str, ...]
+
+    @property
+    def files(self) -> list[Found]:
+        return [found for found in self.members if found.kind is Kind.FILE]
+
+
+class WorkTree:
+    """The working tree of one job, seen from the disk. `root_fd` stays the caller's."""
+
+    def __init__(self, root_fd: int, rules: UnitRules) -> None:
+        self.root_fd = root_fd
+        self._rules = rules
+
+    def scan(self, unit: Unit, skip: frozenset[InodeKey] = frozenset()) -> Scan:
+        """Look a unit up; an empty one where nothing of it is left. `skip`: inodes of logs that are being written."""
+        paths = self._directory_paths(unit) if unit.shape is Shape.DIRECTORY else self._flat_paths(unit)
+        members: list[Found] = []
+        temporary: list[str] = []
+        for path in paths:
+            if is_temporary(path.rpartition("/")[2]):
+                temporary.append(path)
+                continue
+            found = self.look(path)
+            if found is not None and not (found.key in skip and is_log(path)):
+                members.append(found)
+        return Scan(tuple(sorted(members, key=lambda f: f.path)), tuple(self._companions(unit)), tuple(temporary))
+
+    def look(self, path: str) -> Found | None:
+        """What lies at `path`; None if nothing does, or nothing that a checkpoint can hold (a socket, a device)."""
+        try:
+            status = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
+            target = os.readlink(path, dir_fd=self.root_fd) if stat.S_ISLNK(status.st_mode) else ""
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+                return None
+            raise
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is None:
+            return None
+        key = InodeKey(status.st_dev, status.st_ino)
+        size = status.st_size if kind is Kind.FILE else 0
+        return Found(path, kind, stat.S_IMODE(status.st_mode), size, status.st_mtime_ns, key, target)
+
+    def text(self, path: str, limit: int) -> str:
+        """The first `limit` bytes of a file, as text; "" where it cannot be read."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.root_fd)
+        except OSError:
+            return ""
+        with open(fd, "rb") as file:
+            return os.fsdecode(file.read(limit))
+
+    def units(self) -> Iterator[Unit]:
+        """Every unit that the tree holds now, each once."""
+        seen: set[Unit] = set()
+        for path in self._files_below("."):
+            unit = self._rules.unit_of(path)
+            if unit is not None and unit not in seen:
+                seen.add(unit)
+                yield unit
+
+    def units_below(self, directory: str) -> Iterator[Unit]:
+        """Every unit that has a file below `directory`, each once."""
+        seen = {self._rules.unit_of(path) for path in self._files_below(directory)}
+        yield from (unit for unit in seen if unit is not None)
+
+    def is_written(self, found: Found) -> bool:
+        """Whether any process may still write the file: a writable descriptor or shared mapping exists somewhere.
+
+        Asked of the kernel by a read lease (fcntl(2), F_SETLEASE). Where leases do not exist, or the file is not ours
+        to ask about, the open handles that the mount itself knows are the only answer, and this one says False.
+        """
+        fd = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.root_fd)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as exc:
+            return exc.errno == errno.EAGAIN
+        finally:
+            os.close(fd)
+        return False
+
+    def _directory_paths(self, unit: Unit) -> Iterator[str]:
+        try:
+            walk = os.fwalk(unit.name, dir_fd=self.root_fd, onerror=_ignore_vanished)
+            for where, directories, files, _ in walk:
+                yield from (f"{where}/{name}" for name in (*directories, *files))
+        except FileNotFoundError:
+            return
+
+    def _flat_paths(self, unit: Unit) -> list[str]:
+        head = f"{unit.prefix}/" if unit.prefix else ""
+        names = self._names(unit.prefix)
+        if unit.shape is Shape.ROOT:
+            found = [self.look(name) for name in names if self._rules.member_of(name) == unit]
+            return [f.path for f in found if f is not None and f.kind is not Kind.DIRECTORY]
+        return [head + name for name in self._rules.flat_members(unit, names)]
+
+    def _companions(self, unit: Unit) -> Iterator[Found]:
+        beside = unit.name.rpartition("/")[0]
+        head = f"{beside}/" if beside else ""
+        for name in sorted(self._names(beside)):
+            found = self.look(head + name)
+            if found is None or found.kind is Kind.DIRECTORY or found.path == unit.name:
+                continue
+            if is_companion(name, found.kind is Kind.SYMLINK) and found.size <= LARGEST_COMPANION:
+                yield found
+
+    def _names(self, directory: str) -> list[str]:
+        try:
+            fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root_fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
+    def _files_below(self, directory: str) -> Iterator[str]:
+        for where, _, files, _ in os.fwalk(directory, dir_fd=self.root_fd, onerror=_ignore_vanished):
+            head = os.path.normpath(where)
+            yield from (name if head == "." else f"{head}/{name}" for name in files)
+
+
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFLNK: Kind.SYMLINK, stat.S_IFDIR: Kind.DIRECTORY}
+
+
+def _ignore_vanished(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        raise error

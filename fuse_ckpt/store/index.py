@@ -1,0 +1,150 @@
+"""The index: one LMDB environment, whose transactions run one at a time under locks of our own.
+
+LMDB's own lock file keys readers by pid, and two daemons that are both pid 1 of their containers could not open one
+environment. So it is opened with `lock=False` under flock(locks/index): shared for one read transaction, exclusive for
+one write transaction. A mutex orders the threads of this process: the map may only be moved (to grow it) while none of
+them is inside a transaction. A transaction therefore belongs to one call on one thread, and must stay short.
+
+An Index does not survive fork(): open the store in the process that uses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock as Mutex
+from typing import TypeVar
+
+import lmdb
+
+from fuse_ckpt.errors import CorruptRecord
+
+from . import locks
+from .records import Records, Table
+
+T = TypeVar("T")
+
+MAP_SIZE = 1 << 30  # bytes of address space, not of disk; it doubles when it is full
+NEARLY_FULL = 1 << 20  # bytes: with less than this left on the disk, LMDB's "Input/output error" means a full disk
+DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+
+
+class Index:
+    """Runs functions over `Records` in transactions of the environment in `directory`."""
+
+    def __init__(self, directory: Path, lock: Path, map_size: int = MAP_SIZE) -> None:
+        self._directory = directory
+        self._lock = lock
+        self._map_size = map_size
+        self._mutex = Mutex()
+        self._generation = 0
+        self._env: lmdb.Environment | None = None
+        self._tables: dict[Table, lmdb._Database] = {}
+        self.problems: dict[str, None] = {}  # an ordered set of sentences
+        self.read(lambda records: None)
+
+    def read(self, work: Callable[[Records], T]) -> T:
+        """What `work` returns, from one consistent state. Errors: CorruptRecord, OSError."""
+        with self._mutex:
+            if self._env is None:
+                self._open()
+            with locks.shared(self._lock):
+                return self._run(work, write=False)
+
+    def write(self, work: Callable[[Records], T]) -> T:
+        """What `work` returns, once all that it wrote is on the disk; all or nothing. `work` may run more than once.
+
+        Errors: CorruptRecord, OSError (ENOSPC where the disk is full).
+        """
+        with self._mutex, locks.exclusive(self._lock):
+            if self._env is None:
+                self._open_locked()
+            return self._run(work, write=True)
+
+    def generation(self) -> int:
+        """A number that rises with every commit of any process. Never waits.
+
+        While a thread of this process is in a transaction it may be a moment old, but never older than this process's
+        own last commit.
+        """
+        if not self._mutex.acquire(blocking=False):
+            return self._generation
+        try:
+            self._note_generation()
+            return self._generation
+        finally:
+            self._mutex.release()
+
+    def close(self) -> None:
+        with self._mutex:
+            self._drop()
+
+    def _run(self, work: Callable[[Records], T], *, write: bool) -> T:
+        while True:
+            try:
+                return self._attempt(work, write)
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.MapResizedError:  # another process grew it
+                self._environment.set_mapsize(0)
+            except lmdb.Error as error:
+                self._drop()  # after a failed commit LMDB refuses everything until it is opened again
+                raise self._translate(error) from error
+
+    def _attempt(self, work: Callable[[Records], T], write: bool) -> T:
+        with self._environment.begin(write=write) as transaction:
+            result = work(Records(transaction, self._tables, self.problems))
+        if write:
+            self._note_generation()
+        return result
+
+    @property
+    def _environment(self) -> lmdb.Environment:
+        assert self._env is not None
+        return self._env
+
+    def _open(self) -> None:
+        with locks.exclusive(self._lock):  # the very first opening writes the file
+            self._open_locked()
+
+    def _open_locked(self) -> None:
+        try:
+            self._env = lmdb.open(
+                str(self._directory), map_size=self._map_size, max_dbs=len(Table), mode=0o600, lock=False,
+                max_spare_txns=0, lib_version=0,  # the file's format is fixed by the library that creates it
+            )  # fmt: skip
+            self._make_tables()
+        except lmdb.Error as error:
+            self._drop()
+            raise self._translate(error) from error
+
+    def _make_tables(self) -> None:
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    self._tables = {
+                        table: self._environment.open_db(table.value.encode(), txn=transaction) for table in Table
+                    }
+                return
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.MapResizedError:
+                self._environment.set_mapsize(0)
+
+    def _note_generation(self) -> None:
+        if self._env is not None:
+            self._generation = max(self._generation, self._env.info()["last_txnid"])
+
+    def _drop(self) -> None:
+        env, self._env, self._tables = self._env, None, {}
+        if env is not None:
+            env.close()
+
+    def _translate(self, error: lmdb.Error) -> Exception:
+        if isinstance(error, DAMAGED):
+            return CorruptRecord(f"The index {self._directory} is damaged ({error}).")
+        disk = os.statvfs(self._directory)
+        full = disk.f_bavail * disk.f_frsize < NEARLY_FULL
+        return OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(self._directory))

@@ -1,0 +1,43 @@
+"""The two filesystems that can be mounted, put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from fuse_ckpt.staging import Area
+from fuse_ckpt.store import Store
+from fuse_ckpt.vfs.files import WorkFiles
+from fuse_ckpt.vfs.filesystem import Filesystem
+from fuse_ckpt.vfs.inodes import InodeTable
+from fuse_ckpt.vfs.output import OutputTree
+from fuse_ckpt.vfs.views import Views
+
+
+def job_filesystem(
+    store: Store,
+    job: str,
+    root_fd: int,
+    area: Area,
+    forget_name: Callable[[int, bytes], None],
+    *,
+    show: bool = False,
+    also: str | None = None,
+) -> Filesystem:
+    """A job's output directory with its checkpoints, and `also` one of another job, its input.
+
+    `forget_name(node id, name)` makes the kernel look a name up again; `show` lists `.checkpoints` in the root. `root_fd`
+    stays the caller's.
+    """
+    table = InodeTable()
+    output = OutputTree(table, root_fd, area)
+    files = WorkFiles(output, str(store.layout.job(job)), forget_name)
+    views = Views(table, store, os.geteuid(), os.getegid(), also)
+    return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
+
+
+def browse_filesystem(store: Store, disk_fd: int) -> Filesystem:
+    """Every job's checkpoints, read-only, by job."""
+    table = InodeTable()
+    views = Views(table, store, os.geteuid(), os.getegid())
+    return Filesystem(table, views, None, None, job=None, disk_fd=disk_fd)

@@ -1,0 +1,225 @@
+"""Open files: handles, the bytes behind them, and how a sealed file is made writable again.
+
+A sealed file that is opened for writing, truncated or appended to becomes another inode: a new file takes all its names,
+and the call is answered ESTALE. The kernel then looks the name up again, finds the new inode, and repeats the call, unseen
+by the program (path_openat and do_sys_truncate retry once with LOOKUP_REVAL). Whoever holds the old inode keeps its bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from fuse_ckpt.model import InodeKey
+from fuse_ckpt.vfs.attributes import Attributes, Caller
+from fuse_ckpt.vfs.inodes import Inode, WorkInode
+from fuse_ckpt.vfs.output import OutputTree
+
+_FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
+_COPY_STEP = 1 << 27  # bytes a call of copy_file_range
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open file description. `before`: size and mtime at its opening; None where opening it changed the file."""
+
+    inode: Inode
+    fd: int
+    writable: bool = False
+    before: tuple[int, int] | None = None
+
+
+class WorkFiles:
+    """Opening and closing in the working tree. `scratch` is a directory of the same filesystem, for half-made files.
+
+    `forget_name(directory's node id, name)` tells the kernel that a name which it remembers means another inode now.
+    """
+
+    def __init__(self, tree: OutputTree, scratch: str, forget_name: Callable[[int, bytes], None]) -> None:
+        self._tree = tree
+        self._area = tree.area
+        self._scratch = scratch
+        self._forget_name = forget_name
+        self._serial = 0
+
+    def create(self, parent: WorkInode, name: bytes, mode: int, caller: Caller) -> tuple[Handle, Attributes]:
+        attributes, fd = self._tree.create(parent, name, mode, caller)
+        inode = self._tree.table[attributes.nid]
+        assert isinstance(inode, WorkInode)
+        inode.backing.writable = fd
+        inode.backing.writers += 1
+        inode.handles += 1
+        self._area.opened(self._tree.path(parent, name), inode.inode_key, caller.task, changed=True)
+        return Handle(inode, fd, True), attributes
+
+    async def open(self, inode: WorkInode, flags: int, caller: Caller) -> Handle:
+        truncate = bool(flags & os.O_TRUNC)
+        if flags & os.O_ACCMODE == os.O_RDONLY and not truncate:
+            return self._open_to_read(inode)
+        path = os.fsdecode(inode.path()) if inode.names else None
+        if truncate and path is not None:
+            self._area.about_to_lose(path, rewritten=True)
+        if self._area.is_sealed(inode.inode_key):
+            await self._break(inode, 0 if truncate else None)
+        handle = self._open_to_write(inode, flags)
+        if truncate:
+            os.ftruncate(handle.fd, 0)
+            handle.before = None
+        if path is not None:
+            self._area.opened(path, inode.inode_key, caller.task, changed=truncate)
+        return handle
+
+    async def truncate(self, inode: WorkInode, size: int, handle: Handle | None, caller: Caller) -> None:
+        """Set a file's size, by an open handle or by path."""
+        if handle is not None:
+            os.ftruncate(handle.fd, size)
+            return
+        path = os.fsdecode(inode.path()) if inode.names else None
+        if path is not None and size < self._tree.status(inode).st_size:
+            self._area.about_to_lose(path, rewritten=True)
+        if self._area.is_sealed(inode.inode_key):
+            await self._break(inode, size)
+        own = self._open_to_write(inode, os.O_WRONLY)
+        try:
+            os.ftruncate(own.fd, size)
+            if path is not None:
+                self._area.opened(path, inode.inode_key, caller.task, changed=True)
+        finally:
+            self.release(own)
+
+    def release(self, handle: Handle) -> None:
+        """The last close of a handle; the staging area hears whether the bytes changed."""
+        inode = handle.inode
+        assert isinstance(inode, WorkInode)
+        changed = False
+        if handle.writable:
+            status = os.fstat(handle.fd)
+            changed = handle.before != (status.st_size, status.st_mtime_ns)
+        inode.backing.release(handle.writable)
+        inode.handles -= 1
+        if handle.writable:
+            self._area.released(inode.inode_key, changed=changed)
+        self._tree.table.settle(inode)
+
+    def _open_to_read(self, inode: WorkInode) -> Handle:
+        backing = inode.backing
+        if backing.fd is None:
+            backing.fd = self._descriptor(inode, os.O_RDONLY)
+        backing.readers += 1
+        inode.handles += 1
+        return Handle(inode, backing.fd)
+
+    def _open_to_write(self, inode: WorkInode, flags: int) -> Handle:
+        backing = inode.backing
+        if backing.writable is None:
+            try:
+                backing.writable = self._descriptor(inode, os.O_RDWR)
+            except PermissionError:  # write-only by its mode, and we are not root
+                if flags & os.O_ACCMODE != os.O_WRONLY:
+                    raise
+                backing.writable = self._descriptor(inode, os.O_WRONLY)
+        backing.writers += 1
+        inode.handles += 1
+        status = os.fstat(backing.writable)
+        return Handle(inode, backing.writable, True, (status.st_size, status.st_mtime_ns))
+
+    def _descriptor(self, inode: WorkInode, flags: int) -> int:
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO put there behind our back must not stop the mount
+        if not inode.names and inode.backing.any is not None:
+            return os.open(f"/proc/self/fd/{inode.backing.any}", flags)
+        path, dir_fd = inode.place()
+        fd = os.open(path, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != (inode.inode_key.dev, inode.inode_key.ino):
+            os.close(fd)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return fd
+
+    # -- breaking a seal ----------------------------------------------------------------------------------------------
+
+    async def _break(self, inode: WorkInode, size: int | None) -> None:
+        """Give the names of a sealed inode to a new one that holds its first `size` bytes (None: all); raises ESTALE."""
+        async with inode.breaking:
+            if inode.names and self._area.is_sealed(inode.inode_key):
+                self._serial += 1
+                fresh = f"{self._scratch}/break-{os.getpid()}-{self._serial}"
+                source = self._descriptor(inode, os.O_RDONLY)
+                try:
+                    await trio.to_thread.run_sync(_copy, source, fresh, size)
+                    self._replace(inode, fresh)
+                finally:
+                    os.close(source)
+                    _remove(fresh)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def _replace(self, inode: WorkInode, fresh: str) -> None:
+        status = os.stat(fresh)
+        names = self._all_names(inode)
+        for number, (parent, name) in enumerate(names):
+            times = os.fstat(parent.descriptor)
+            spare = f"{fresh}.{number}"
+            os.link(fresh, spare)
+            try:
+                os.rename(spare, name, dst_dir_fd=parent.descriptor)
+            finally:
+                _remove(spare)
+            os.utime(f"/proc/self/fd/{parent.descriptor}", ns=(times.st_atime_ns, times.st_mtime_ns))
+            parent.forget_name(name)
+            if len(names) > 1:  # with one name it is the one that the kernel is about to look up again
+                self._forget_name(parent.nid, name)
+        self._area.created(InodeKey(status.st_dev, status.st_ino))
+        self._tree.table.settle(inode)
+
+    def _all_names(self, inode: WorkInode) -> list[tuple[WorkInode, bytes]]:
+        names = list(inode.names)
+        links = self._tree.status(inode).st_nlink - self._area.hidden_links(inode.inode_key)
+        if links > len(names):
+            self._tree.discover_names(inode)
+            names = list(inode.names)
+        return names
+
+
+def _copy(source: int, target: str, size: int | None) -> None:
+    """Copy an open file with its mode, owner, xattrs and times; its first `size` bytes, or all, shared where possible."""
+    status = os.fstat(source)
+    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if size != 0:
+            _copy_bytes(source, fd, status.st_size)
+        if size is not None:
+            os.ftruncate(fd, min(size, status.st_size))
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, status.st_mode & 0o7777)
+        for name in os.listxattr(source):
+            os.setxattr(fd, name, os.getxattr(source, name))
+        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+    finally:
+        os.close(fd)
+
+
+def _copy_bytes(source: int, target: int, size: int) -> None:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
+            raise
+    done = 0
+    while done < size:
+        copied = os.copy_file_range(source, target, min(_COPY_STEP, size - done), done, done)
+        if copied == 0:
+            break
+        done += copied
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

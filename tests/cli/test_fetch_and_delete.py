@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from fuse_ckpt.model import Shape
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "here"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
+
+
+def test_fetch_writes_below_the_names_last_part(program: Any, shelf: Any, here: Path) -> None:
+    shelf.put("runs/checkpoint-5", {"a/b.bin": b"abc"}, shape=Shape.DIRECTORY)
+    result = program("checkpoint", "fetch", "digits:latest")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"Fetched 1 file (3 bytes) into {here}/checkpoint-5\n"
+    assert (here / "checkpoint-5/a/b.bin").read_bytes() == b"abc"
+
+
+def test_fetch_of_the_root_checkpoint_writes_below_its_short_id(program: Any, shelf: Any, here: Path) -> None:
+    found = shelf.put("", {"model.safetensors": b"abc", "config.json": b"{}"}, shape=Shape.ROOT)
+    assert program("checkpoint", "pull", found.id, "--include", "*.json").code == 0
+    assert [path.name for path in (here / found.id[-8:]).iterdir()] == ["config.json"]
+
+
+def test_fetch_into_a_directory_in_use_is_a_usage_error_unless_forced(program: Any, shelf: Any, here: Path) -> None:
+    shelf.put(files={"ckpt.pt": b"new"})
+    (here / "out").mkdir()
+    (here / "out/ckpt.pt").write_bytes(b"old")
+    result = program("checkpoint", "fetch", "digits/ckpt.pt", "--destination", "out")
+    assert result.code == 2
+    assert "--force" in result.err
+    assert (here / "out/ckpt.pt").read_bytes() == b"old"
+    assert program("checkpoint", "fetch", "digits/ckpt.pt", "--destination", "out", "--force").code == 0
+    assert (here / "out/ckpt.pt").read_bytes() == b"new"
+
+
+def test_fetch_of_damaged_bytes_exits_with_4_and_leaves_nothing(program: Any, shelf: Any, here: Path) -> None:
+    found = shelf.put(files={"ckpt.pt": b"12345678"})
+    blob = shelf.store.blob_path(shelf.store.manifest(found.id).entries[0].digest)
+    blob.chmod(0o600)
+    blob.write_bytes(b"1234x678")
+    result = program("checkpoint", "fetch", found.id)
+    assert result.code == 4
+    assert "ckpt.pt" in result.err
+    assert result.err.count("\n") == 1
+    assert list(here.iterdir()) == []
+
+
+def test_fetch_of_a_failed_checkpoint_says_so_and_does_it(program: Any, shelf: Any, here: Path) -> None:
+    found = shelf.put(failure="its writer was killed")
+    result = program("checkpoint", "fetch", found.id)
+    assert result.code == 0
+    assert "its writer was killed" in result.err
+    assert (here / "ckpt.pt/ckpt.pt").exists()
+
+
+def test_delete_without_a_terminal_needs_yes(program: Any, shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shelf.put()
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        result = program("checkpoint", "delete", found.id)
+    assert result.code == 2
+    assert "--yes" in result.err
+    assert shelf.store.checkpoint(found.id) == found
+
+
+class Person:
+    """A terminal with somebody in front of it."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "left", "code"), [("y", 0, 0), ("n", 1, 130)])
+def test_delete_asks_on_a_terminal(
+    program: Any, shelf: Any, monkeypatch: pytest.MonkeyPatch, answer: str, left: int, code: int
+) -> None:
+    found = shelf.put()
+    monkeypatch.setattr(sys, "stdin", Person(answer))
+    monkeypatch.setattr(click.termui, "visible_prompt_func", lambda prompt="": answer)
+    result = program("checkpoint", "delete", found.id)
+    assert result.code == code
+    assert found.id in result.err
+    assert len(shelf.store.checkpoints()) == left
+
+
+def test_delete_names_what_it_deleted_and_the_list_forgets_it(program: Any, shelf: Any) -> None:
+    first, second = shelf.put(), shelf.put("b.pt")
+    result = program("checkpoint", "delete", "--yes", "digits/ckpt.pt", first.id)
+    assert (result.code, result.out) == (0, f"Deleted {first.id} (digits/ckpt.pt@1)\n")
+    assert [row[0] for row in program("checkpoint", "list").rows] == [second.id]
+
+
+def test_a_dry_run_deletes_nothing(program: Any, shelf: Any) -> None:
+    found = shelf.put()
+    assert program("checkpoint", "delete", found.id, "--dry-run").out == f"Would delete {found.id} (digits/ckpt.pt@1)\n"
+    assert shelf.store.checkpoint(found.id) == found
+
+
+def test_nothing_is_deleted_where_one_is_unknown(program: Any, shelf: Any) -> None:
+    found = shelf.put()
+    assert program("checkpoint", "delete", "--yes", found.id, "no-such-one").code == 3
+    assert shelf.store.checkpoint(found.id) == found
+
+
+def test_nothing_is_deleted_where_one_is_in_use(program: Any, shelf: Any) -> None:
+    found, used = shelf.put(), shelf.put("b.pt")
+    with shelf.store.lease(used.id):
+        result = program("checkpoint", "delete", "--yes", found.id, used.id)
+    assert result.code == 5
+    assert used.id in result.err
+    assert len(shelf.store.checkpoints()) == 2

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from fuse_ckpt.errors import InvalidJobName, JobMounted
+from fuse_ckpt.store import Store, locks
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
+
+
+def test_two_holders_of_one_process_exclude_each_other(path: Path) -> None:
+    with locks.exclusive(path):
+        assert locks.try_exclusive(path) is None
+    with locks.exclusive(path) as again:
+        assert again.path == path
+
+
+def test_shared_locks_go_together_and_keep_an_exclusive_one_out(path: Path) -> None:
+    with locks.shared(path), locks.shared(path):
+        assert locks.try_exclusive(path) is None
+
+
+def test_asking_whether_a_lock_is_held_makes_no_file(path: Path) -> None:
+    assert not locks.is_held(path)
+    assert not path.exists()
+
+
+def test_closing_a_lock_twice_closes_nobody_elses_descriptor(path: Path) -> None:
+    lock = locks.exclusive(path)
+    lock.close()
+    with locks.exclusive(path):
+        lock.close()
+        assert locks.is_held(path)
+
+
+def test_who_waited_for_a_lock_whose_file_was_removed_holds_the_new_file(path: Path) -> None:
+    first = locks.exclusive(path)
+    got: list[locks.Lock] = []
+    waiter = Thread(target=lambda: got.append(locks.exclusive(path)))
+    waiter.start()
+    path.unlink()
+    first.close()
+    waiter.join(10)
+    assert locks.is_held(path)
+    got[0].close()
+
+
+def test_the_second_daemon_of_a_job_is_told_where_the_first_one_mounts(store: Store) -> None:
+    with store.lock_job("job") as lock:
+        lock.note("a longer text than the next")
+        lock.note("/mnt/here")
+        assert store.job_locked("job")
+        assert store.job_note("job") == "/mnt/here"
+        with pytest.raises(JobMounted, match="at /mnt/here:"):
+            store.lock_job("job")
+
+
+def test_a_freed_job_can_be_locked_again_and_has_no_note(store: Store) -> None:
+    with store.lock_job("job") as lock:
+        lock.note("/mnt/here")
+    assert not store.job_locked("job")
+    assert store.job_note("job") == ""
+    with store.lock_job("job"), pytest.raises(JobMounted, match=r"mounted already: umount"):
+        store.lock_job("job")
+
+
+def test_jobs_do_not_lock_each_other(store: Store) -> None:
+    with store.lock_job("one"), store.lock_job("two"):
+        assert not store.job_locked("three")
+
+
+def test_waiting_for_a_job_ends_at_its_time(store: Store) -> None:
+    assert store.wait_unlocked("job", 0)
+    with store.lock_job("job"):
+        assert not store.wait_unlocked("job", 0)
+
+
+def test_a_lock_cannot_lie_outside_the_store(store: Store) -> None:
+    with pytest.raises(InvalidJobName):
+        store.lock_job("../../job")

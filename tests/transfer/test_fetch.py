@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fuse_ckpt.errors import Busy, Corrupt, CorruptBlob, FuseCkptError, NotFound, UnknownCheckpoint, UsageError
+from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Shape, Unit
+from fuse_ckpt.store import Store
+from fuse_ckpt.transfer import fetch
+
+NS = 1_700_000_000_123_456_789
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where nothing is yet, in a directory that holds nothing else."""
+    (tmp_path / "there").mkdir()
+    return tmp_path / "there/out"
+
+
+def file(store: Store, path: str, data: bytes, mode: int = 0o644) -> Entry:
+    source = store_scratch(store) / "source"
+    source.write_bytes(data)
+    adopted = store.adopt(source)
+    source.unlink()
+    return Entry(path, Kind.FILE, mode, NS, size=len(data), digest=adopted.digest)
+
+
+def store_scratch(store: Store) -> Path:
+    scratch = store.blob_path("0" * 64).parents[2] / "jobs"
+    scratch.mkdir(exist_ok=True)
+    return scratch
+
+
+def publish(store: Store, entries: Sequence[Entry]) -> Checkpoint:
+    store.ensure_job("job", 0)
+    unit = Unit("checkpoint-1", Shape.DIRECTORY)
+    return store.publish(NewCheckpoint("job", unit, "0", NS, Metadata(), tuple(entries)))
+
+
+def tree(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def test_files_come_out_with_their_bytes_modes_times_and_links(store: Store, out: Path) -> None:
+    big = os.urandom((4 << 20) + 17)
+    entries = [
+        file(store, "a/b/model.bin", big, 0o600),
+        file(store, "run.sh", b"#!", 0o4755),
+        file(store, "empty", b"", 0o000),
+        Entry("a/latest", Kind.SYMLINK, 0o777, NS, target="b/model.bin"),
+        Entry("outside", Kind.SYMLINK, 0o777, NS, target="/etc/passwd"),
+        Entry("cache", Kind.DIRECTORY, 0o555, NS),
+    ]
+    done = fetch(store, publish(store, entries), out)
+    assert (done.path, done.files, done.size) == (out, 3, len(big) + 2)
+    assert tree(out) == ["a", "a/b", "a/b/model.bin", "a/latest", "cache", "empty", "outside", "run.sh"]
+    assert (out / "a/b/model.bin").read_bytes() == big
+    modes = [stat.S_IMODE((out / name).stat().st_mode) for name in ("a/b/model.bin", "run.sh", "empty", "cache")]
+    assert modes == [0o600, 0o755, 0o400, 0o755]
+    for name in ("a/b/model.bin", "empty", "a/latest", "cache"):
+        assert (out / name).lstat().st_mtime_ns == NS
+    assert os.readlink(out / "a/latest") == "b/model.bin"
+    assert os.readlink(out / "outside") == "/etc/passwd"
+    assert os.listdir(out.parent) == ["out"]
+
+
+def test_an_undecodable_name_comes_out_as_it_was(store: Store, out: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\n.bin")
+    fetch(store, publish(store, [file(store, name, b"x")]), out)
+    assert os.listdir(os.fsencode(out)) == [b"caf\xe9\n.bin"]
+
+
+def test_an_empty_destination_is_filled_where_it_is(store: Store, out: Path) -> None:
+    out.mkdir(mode=0o711)
+    inode = out.stat().st_ino
+    fetch(store, publish(store, [file(store, "d/a", b"x"), Entry("e", Kind.DIRECTORY, 0o755, NS)]), out)
+    assert tree(out) == ["d", "d/a", "e"]
+    assert (out.stat().st_ino, stat.S_IMODE(out.stat().st_mode)) == (inode, 0o711)
+
+
+def test_only_files_that_fit_are_taken(store: Store, out: Path) -> None:
+    entries = [file(store, name, b"x") for name in ("unet/w.bin", "vae/w.bin", "a.json", "b/c.json")]
+    checkpoint = publish(store, [*entries, Entry("none", Kind.DIRECTORY, 0o755, NS)])
+    fetch(store, checkpoint, out, include=["*.json", "unet/*"])
+    assert tree(out) == ["a.json", "b", "b/c.json", "unet", "unet/w.bin"]
+
+
+def test_globs_that_fit_nothing_are_not_found(store: Store, out: Path) -> None:
+    with pytest.raises(NotFound, match=r"\*\.nope"):
+        fetch(store, publish(store, [file(store, "a", b"x")]), out, include=["*.nope"])
+    assert not out.exists()
+
+
+def test_force_replaces_files_of_the_same_names_and_leaves_the_others(store: Store, out: Path) -> None:
+    (out / "d").mkdir(parents=True)
+    (out / "d/a").write_bytes(b"old")
+    (out / "other").write_bytes(b"mine")
+    checkpoint = publish(store, [file(store, "d/a", b"new"), file(store, "d/b", b"b")])
+    with pytest.raises(UsageError, match="not empty"):
+        fetch(store, checkpoint, out)
+    assert tree(out) == ["d", "d/a", "other"]
+    fetch(store, checkpoint, out, force=True)
+    assert tree(out) == ["d", "d/a", "d/b", "other"]
+    assert [(out / name).read_bytes() for name in ("d/a", "other")] == [b"new", b"mine"]
+
+
+def test_force_never_writes_through_a_symlink(store: Store, out: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"precious")
+    out.mkdir()
+    (out / "d").symlink_to(elsewhere)
+    (out / "f").symlink_to(elsewhere / "file")
+    fetch(store, publish(store, [file(store, "f", b"new")]), out, force=True)
+    with pytest.raises(FuseCkptError, match="in the way"):
+        fetch(store, publish(store, [file(store, "d/file", b"new")]), out, force=True)
+    assert (elsewhere / "file").read_bytes() == b"precious"
+    assert (out / "f").read_bytes() == b"new"
+    assert tree(elsewhere) == ["file"]
+
+
+def test_a_destination_that_is_a_file_is_refused(store: Store, out: Path) -> None:
+    out.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="not a directory"):
+        fetch(store, publish(store, [file(store, "a", b"x")]), out, force=True)
+    assert out.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "", ".", "a//b", "a/./b", "a\0b"])
+def test_a_name_that_would_leave_the_destination_is_refused(store: Store, out: Path, path: str) -> None:
+    entry = file(store, "good", b"x")
+    checkpoint = publish(store, [entry])
+    forged = Entry(path, Kind.FILE, 0o644, NS, size=1, digest=entry.digest)
+    with pytest.raises(Corrupt):
+        fetch(Forged(store, checkpoint, [entry, forged]), checkpoint, out)  # type: ignore[arg-type]
+    assert os.listdir(out.parent) == []
+
+
+def test_a_name_below_a_symlink_is_refused(store: Store, out: Path, tmp_path: Path) -> None:
+    entry = file(store, "link/evil", b"x")
+    checkpoint = publish(store, [entry])
+    entries = [Entry("link", Kind.SYMLINK, 0o777, NS, target=str(tmp_path)), entry]
+    with pytest.raises((FuseCkptError, OSError)):
+        fetch(Forged(store, checkpoint, entries), checkpoint, out)  # type: ignore[arg-type]
+    assert not (tmp_path / "evil").exists()
+    assert os.listdir(out.parent) == []
+
+
+class Forged:
+    """A store whose manifest somebody has tampered with."""
+
+    def __init__(self, store: Store, checkpoint: Checkpoint, entries: Sequence[Entry]) -> None:
+        from fuse_ckpt.model import Manifest
+
+        self.lease = store.lease
+        self.blob_path = store.blob_path
+        self.manifest = lambda id: Manifest(checkpoint, tuple(entries))
+
+
+@pytest.mark.parametrize("damage", ["changed", "shorter", "longer", "gone"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_damaged_bytes_leave_the_destination_as_it_was(store: Store, out: Path, damage: str, exists: bool) -> None:
+    if exists:
+        out.mkdir()
+        (out / "b").write_bytes(b"mine")
+    entry = file(store, "b", b"12345678")
+    checkpoint = publish(store, [file(store, "a", b"good"), entry])
+    blob = store.blob_path(entry.digest)
+    blob.chmod(0o600)
+    if damage == "gone":
+        blob.unlink()
+    else:
+        blob.write_bytes({"changed": b"1234x678", "shorter": b"1234", "longer": b"123456789"}[damage])
+    with pytest.raises(CorruptBlob, match="b"):
+        fetch(store, checkpoint, out, force=True)
+    assert os.listdir(out.parent) == (["out"] if exists else [])
+    if exists:
+        assert tree(out) == ["b"]
+        assert (out / "b").read_bytes() == b"mine"
+
+
+def test_an_interrupted_fetch_leaves_nothing(store: Store, out: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(store, publish(store, [file(store, "a", b"x")]), out, progress=interrupt)
+    assert os.listdir(out.parent) == []
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_a_killed_fetch_left_is_swept_away(store: Store, out: Path, exists: bool) -> None:
+    checkpoint = publish(store, [file(store, "a", b"x")])
+    left = out.parent / f"out.partial-{checkpoint.id}"
+    if exists:
+        left = out / f".partial-{checkpoint.id}"
+    (left / "deep").mkdir(parents=True)
+    (left / "deep/half").write_bytes(b"ha")
+    (left / "a").write_bytes(b"lf")
+    fetch(store, checkpoint, out)
+    assert tree(out) == ["a"]
+    assert os.listdir(out.parent) == ["out"]
+
+
+def test_two_fetches_into_one_place_do_not_mix(store: Store, out: Path) -> None:
+    checkpoint = publish(store, [file(store, "a", b"x")])
+    refused: list[str] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(Busy) as caught:
+            fetch(store, checkpoint, out)
+        refused.append(str(caught.value))
+
+    fetch(store, checkpoint, out, progress=meanwhile)
+    assert len(refused) == 1
+    assert tree(out) == ["a"]
+
+
+def test_progress_counts_the_bytes_that_are_taken(store: Store, out: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    checkpoint = publish(store, [file(store, "a", b"x" * 10), file(store, "b", b"y" * 5), file(store, "c", b"z")])
+    fetch(store, checkpoint, out, include=["a", "b"], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(10, 15), (15, 15)]
+
+
+def test_the_longest_destination_name_works(store: Store, out: Path) -> None:
+    target = out.parent / ("ü" * 127)
+    fetch(store, publish(store, [file(store, "n" * 255, b"x")]), target)
+    assert tree(target) == ["n" * 255]
+
+
+def test_missing_parents_of_the_destination_are_made(store: Store, out: Path) -> None:
+    fetch(store, publish(store, [file(store, "a", b"x")]), out / "x/y")
+    assert tree(out) == ["x", "x/y", "x/y/a"]
+
+
+def test_a_deleted_checkpoint_cannot_be_fetched(store: Store, out: Path) -> None:
+    checkpoint = publish(store, [file(store, "a", b"x")])
+    store.delete([checkpoint.id])
+    with pytest.raises(UnknownCheckpoint):
+        fetch(store, checkpoint, out)
+    assert os.listdir(out.parent) == []
