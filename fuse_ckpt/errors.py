@@ -20,6 +20,8 @@
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
     └── NotStarted             125  `training run` failed before its command began
+        ├── NotExecutable      126  the command cannot be executed, as a shell says it
+        └── NotThere           127  the command is not there, as a shell says it
 
 Every message is one line: what is wrong, and what to do about it. The exit code of a class is its contract with the
 command line; how the kernel sees it is decided in one place only, `fuse_ckpt.fuse.errno`.
@@ -133,3 +135,15 @@ class NotStarted(FuseCkptError):
     """`training run` failed before its command began."""
 
     exit_code = 125
+
+
+class NotExecutable(NotStarted):
+    """The command of `training run` cannot be executed."""
+
+    exit_code = 126
+
+
+class NotThere(NotStarted):
+    """The command of `training run` is not there."""
+
+    exit_code = 127

@@ -93,8 +93,7 @@ def _explain(error: Exception, settings: Settings) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.strerror:
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return _complain(f"{where}{error.strerror}", 1)
+        return _complain(formats.system_error(error), 1)
     hint = "" if settings.verbose else " (run with -v for the traceback)"
     return _complain(f"This is a bug in fuse-ckpt: {type(error).__name__}: {error}{hint}", 1)
 

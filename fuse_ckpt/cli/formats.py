@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from datetime import UTC, datetime
 
 _UNITS = ("KB", "MB", "GB", "TB", "PB", "EB")
@@ -64,3 +65,9 @@ def cell(value: object) -> str:
     if isinstance(value, list | tuple):
         return visible(", ".join(str(item) for item in value))
     return visible(str(value))
+
+
+def system_error(error: OSError) -> str:
+    """What the system said, and of which file."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{error.strerror or error}"

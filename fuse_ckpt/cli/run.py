@@ -174,10 +174,12 @@ def _nothing_started() -> Iterator[None]:
     """Our own exit codes could be COMMAND's: whatever keeps it from starting is 125, but a usage error stays one."""
     try:
         yield
-    except UsageError:
+    except (UsageError, NotStarted):
         raise
     except FuseCkptError as error:
         raise NotStarted(str(error)) from error
+    except OSError as error:
+        raise NotStarted(formats.system_error(error)) from error
 
 
 def _say(line: str) -> None:
@@ -198,4 +200,4 @@ def _sum_up(settings: Settings, options: MountOptions, finished: Finished) -> No
     if records := [listing.record(each) for each in saved if each.run == finished.run.id]:
         listing.show(listing.JOB_TITLE, listing.COLUMNS, records, colour=settings.colour, stream=sys.stderr)
     else:
-        _say(f"no checkpoint was captured: COMMAND saved nothing in ${OUTPUT_VARIABLE} ({finished.mountpoint})")
+        _say(f"no checkpoint was captured in ${OUTPUT_VARIABLE} ({finished.mountpoint})")

@@ -25,9 +25,9 @@ from fuse_ckpt.store import Store
 LARGEST_LOG = 1 << 20  # bytes; a longer one is put aside as `.1` when a daemon starts
 
 
-def start(options: MountOptions) -> Mounted:
-    """Start a daemon and return once its mount is ready. Raises what kept it from that, with nothing left behind."""
-    log = _prepare(options)
+def start(store: Store, options: MountOptions) -> Mounted:
+    """Start a daemon for a mount of `store` and return once it is ready. Raises what kept it from that, with nothing left behind."""
+    log = _prepare(store, options)
     reading, writing = os.pipe()
     try:
         with log.open("ab") as output:
@@ -51,16 +51,15 @@ def start(options: MountOptions) -> Mounted:
     return _heard(line, log)
 
 
-def _prepare(options: MountOptions) -> Path:
+def _prepare(store: Store, options: MountOptions) -> Path:
     """Refuse what the daemon would refuse before anything is made; then return where its words go."""
     mount.check_device()
     if options.mountpoint is not None:
         mount.check_mountpoint(options.mountpoint)
-    with Store.open(options.store, create=options.job is not None) as store:
-        if options.job is not None:
-            store.lock_job(options.job).close()
-            store.ensure_job(options.job, time.time_ns())
-        directory = store.layout.root if options.job is None else store.layout.job(options.job)
+    if options.job is not None:
+        store.lock_job(options.job).close()
+        store.ensure_job(options.job, time.time_ns())
+    directory = store.layout.root if options.job is None else store.layout.job(options.job)
     log = directory / "daemon.log"
     if log.exists() and log.stat().st_size > LARGEST_LOG:
         log.rename(log.with_suffix(".log.1"))

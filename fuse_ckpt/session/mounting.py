@@ -20,7 +20,8 @@ def mount(options: MountOptions, *, foreground: bool) -> Mounted:
     Raises InvalidMountPoint, JobMounted, MountFailed, StoreUnusable.
     """
     if not foreground:
-        return daemon.start(options)
+        with Store.open(options.store, create=options.job is not None) as store:
+            return daemon.start(store, options)
     from fuse_ckpt.session.service import serve
 
     daemon.configure_logging(options.verbose)

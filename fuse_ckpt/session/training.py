@@ -16,7 +16,15 @@ from pathlib import Path
 
 import msgspec
 
-from fuse_ckpt.errors import FuseCkptError, JobExists, MountFailed, NotStarted, UnknownCheckpoint
+from fuse_ckpt.errors import (
+    FuseCkptError,
+    JobExists,
+    MountFailed,
+    NotExecutable,
+    NotStarted,
+    NotThere,
+    UnknownCheckpoint,
+)
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.model import Checkpoint, Run, RunStatus, State
 from fuse_ckpt.session import control, daemon
@@ -25,7 +33,6 @@ from fuse_ckpt.store import Store
 
 OUTPUT_VARIABLE = "FLEXAI_OUTPUT_CHECKPOINT_DIR"
 INPUT_VARIABLE = "FLEXAI_INPUT_CHECKPOINT_DIR"
-NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
 
 _SI_KERNEL = 128  # si_code of a signal that a terminal sent to the whole process group
 _FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
@@ -47,24 +54,24 @@ def run_training(
     """Run `command` with the job mounted, and return when it has ended and what it saved is committed.
 
     `environment` is the command's; the two variables are set in it, and where they are set already, that is where the job is
-    mounted and the input bound. Raises FuseCkptError before the command has begun, never after. A command that is not
-    there ends as a shell would: 127, or 126 where it cannot be executed.
+    mounted and the input bound. Raises FuseCkptError before the command has begun, never after; for a command that is not
+    there, before anything is made.
     """
     job = options.job or ""
     with Store.open(options.store) as store:
         parent = _input(store, checkpoint, if_any, force)
         if parent is not None and parent.state is State.FAILED:
             report(f"resuming from {parent.id}, which is failed: {parent.failure}")
-        if not restart and job in {known.name for known in store.jobs()} and store.runs(job):
-            raise JobExists(job)
         program = _find(command[0], environment)
+        if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
+            raise JobExists(job)
         store.ensure_job(job, time.time_ns())
         run = store.begin_run(job, command, time.time_ns(), options.node, parent.id if parent else None)
         options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
         try:
-            mounted = daemon.start(options)
+            mounted = daemon.start(store, options)
         except BaseException:
-            store.end_run(run, time.time_ns(), 125, RunStatus.FAILED)
+            store.end_run(run, time.time_ns(), NotStarted.exit_code, RunStatus.FAILED)
             raise
         report(f"mounted at {mounted.mountpoint}, checkpoints in {mounted.mountpoint}/.checkpoints")
         return _Session(store, options, mounted, run, report).run(program, command, dict(environment))
@@ -84,13 +91,19 @@ def _input(store: Store, reference: str | None, if_any: bool, force: bool) -> Ch
     return found
 
 
-def _find(program: str, environment: Mapping[str, str]) -> str | int:
-    """The path of the program, or the exit code that a shell gives for it."""
+def _find(program: str, environment: Mapping[str, str]) -> str:
+    """The path of the program. Raises NotThere or NotExecutable."""
     found = shutil.which(program, path=environment.get("PATH"))
     if found is not None:
         return found
-    there = os.path.exists(program) if "/" in program else False
-    return NOT_EXECUTABLE if there else NOT_FOUND
+    if "/" in program and os.path.exists(program):
+        raise NotExecutable(f"The command {program!r} cannot be executed: is it a program, and chmod +x?")
+    raise NotThere(f"There is no command {program!r}: check its spelling and the PATH.")
+
+
+def _began(run: Run) -> bool:
+    """Whether the run's command began; a run that never did is no reason to refuse the next."""
+    return run.exit_code != NotStarted.exit_code
 
 
 class _Session:
@@ -105,16 +118,11 @@ class _Session:
         self._problems: list[str] = []
         self._bound: Path | None = None
 
-    def run(self, program: str | int, command: Sequence[str], environment: dict[str, str]) -> Finished:
-        exit_code, status = NOT_FOUND, RunStatus.FAILED
+    def run(self, program: str, command: Sequence[str], environment: dict[str, str]) -> Finished:
+        exit_code, status = NotStarted.exit_code, RunStatus.FAILED
         try:
-            if isinstance(program, int):
-                exit_code = program
-                why = "is not executable" if program == NOT_EXECUTABLE else "is not there: check its spelling and the PATH"
-                self._problems.append(f"the command {command[0]!r} {why}")
-            else:
-                self._expose(environment)
-                exit_code, status = self._execute(program, command, environment)
+            self._expose(environment)
+            exit_code, status = self._execute(program, command, environment)
         finally:
             drained = self._finish()
             run = self._store.end_run(self._run, time.time_ns(), exit_code, status)
@@ -153,7 +161,7 @@ class _Session:
                 )
             except OSError as exc:
                 self._problems.append(f"the command {command[0]!r} cannot be started: {exc.strerror}")
-                return NOT_EXECUTABLE, RunStatus.FAILED
+                return NotExecutable.exit_code, RunStatus.FAILED
             code = _wait(child, waited)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

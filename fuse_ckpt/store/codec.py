@@ -8,7 +8,9 @@ where a path holds bytes that are not UTF-8 (surrogate escapes, which MessagePac
 from __future__ import annotations
 
 import json
-from typing import TypeVar
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import msgspec
 from blake3 import blake3
@@ -32,17 +34,18 @@ def seal(key: bytes, value: object) -> bytes:
     return _checksum(key, payload) + payload
 
 
-def unseal(key: bytes, record: bytes, kind: type[T], what: str) -> T:
-    """The value of a record; CorruptRecord naming `what` where its bytes are not those that `seal` made."""
+def unseal(key: bytes, record: bytes, kind: type[T], describe: Callable[[bytes], str]) -> T:
+    """The value of a record; CorruptRecord, naming it by `describe(key)`, where its bytes are not what `seal` made."""
     payload = record[CHECKSUM:]
     if record[:CHECKSUM] != _checksum(key, payload):
-        raise CorruptRecord(f"The index's record of {what} is damaged: its checksum does not fit.")
+        raise CorruptRecord(f"The index's record of {describe(key)} is damaged: its checksum does not fit.")
     try:
         if payload[:1] == JSON:
             return msgspec.convert(json.loads(payload[1:]), kind)
-        return msgspec.msgpack.decode(memoryview(payload)[1:], type=kind)
+        value: T = _decoder(cast(Hashable, kind)).decode(memoryview(payload)[1:])
+        return value
     except (msgspec.DecodeError, ValueError) as error:
-        raise CorruptRecord(f"The index's record of {what} cannot be read: {error}.") from error
+        raise CorruptRecord(f"The index's record of {describe(key)} cannot be read: {error}.") from error
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:
@@ -59,6 +62,11 @@ def manifest_from_json(data: bytes, what: str) -> Manifest:
         return msgspec.convert(json.loads(data), Manifest)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise CorruptRecord(f"The manifest {what} cannot be read: {error}.") from error
+
+
+@cache
+def _decoder(kind: Hashable) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
 
 
 def _checksum(key: bytes, payload: bytes) -> bytes:

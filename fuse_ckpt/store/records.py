@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
+from functools import partial
 from itertools import takewhile
 from typing import TypeVar
 from uuid import UUID
@@ -74,6 +75,12 @@ def id_key(checkpoint: str) -> bytes | None:
     except ValueError:
         return None
     return key.bytes if str(key) == checkpoint else None
+
+
+def _id(key: bytes) -> str:
+    """str(UUID(bytes=key)), at a sixth of its time: short references are looked for among all ids."""
+    text = key.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def name_key(job: str, name: str) -> bytes:
@@ -135,11 +142,11 @@ class Records:
 
     def ids(self) -> Iterator[str]:
         """All ids in order, also of deleted checkpoints; without reading a record."""
-        return (str(UUID(bytes=key)) for key in self._keys(Table.CHECKPOINTS, b""))
+        return map(_id, self._keys(Table.CHECKPOINTS, b""))
 
     def newest_id(self) -> str | None:
         cursor = self._transaction.cursor(db=self._tables[Table.CHECKPOINTS])
-        return str(UUID(bytes=cursor.key())) if cursor.last() else None
+        return _id(cursor.key()) if cursor.last() else None
 
     def version(self, job: str, name: str, ordinal: int) -> Checkpoint | None:
         """The `ordinal`-th checkpoint of (job, name), unless it is deleted."""
@@ -147,7 +154,7 @@ class Records:
             return None
         key = name_key(job, name) + ORDINAL.pack(ordinal)
         found = self._get(Table.BY_NAME, key, bytes)
-        return None if found is None else self.by_id(str(UUID(bytes=found)))
+        return None if found is None else self.by_id(_id(found))
 
     def newest(self, job: str, name: str) -> Checkpoint | None:
         """The newest checkpoint of (job, name) that is not deleted."""
@@ -236,7 +243,7 @@ class Records:
 
     def _get(self, table: Table, key: bytes, kind: type[T]) -> T | None:
         raw = self._transaction.get(key, db=self._tables[table])
-        return None if raw is None else unseal(key, raw, kind, _describe(table, key))
+        return None if raw is None else unseal(key, raw, kind, partial(_describe, table))
 
     def _put(self, table: Table, key: bytes, value: object) -> None:
         self._transaction.put(key, seal(key, value), db=self._tables[table])
@@ -258,7 +265,7 @@ class Records:
     def _scan(self, table: Table, prefix: bytes, kind: type[T]) -> Iterator[T]:
         for key, raw in self._items(table, prefix):
             try:
-                value = unseal(key, raw, kind, _describe(table, key))
+                value = unseal(key, raw, kind, partial(_describe, table))
             except CorruptRecord as error:
                 self._problems[str(error)] = None
                 continue
@@ -272,7 +279,7 @@ def blob_sizes(manifest: Manifest) -> dict[str, int]:
 
 def _describe(table: Table, key: bytes) -> str:
     if table in (Table.CHECKPOINTS, Table.MANIFESTS) and len(key) == 16:
-        return f"{table.value[:-1]} {UUID(bytes=key)}"
+        return f"{table.value[:-1]} {_id(key)}"
     if table is Table.JOBS:
         return f"job {key.decode(errors='replace')}"
     if table is Table.RUNS:

@@ -107,6 +107,12 @@ def test_a_run_that_never_began_exits_with_125(program: Any, fake: FakeSession, 
     assert (result.code, result.err) == (125, f"{error}\n")
 
 
+def test_a_disk_that_is_full_before_the_command_begins_exits_with_125(program: Any, fake: FakeSession) -> None:
+    fake.error = OSError(28, "No space left on device", "/store/jobs")
+    result = program("training", "run", "digits", "--", "train")
+    assert (result.code, result.err) == (125, "/store/jobs: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
