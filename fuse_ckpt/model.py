@@ -101,6 +101,7 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     parent: str | None = None  # id of the checkpoint that its run was resumed from
     run: str | None = None  # id of the run that wrote it
     failure: str | None = None  # why it is `failed`
+    draft: str = ""  # the sealed draft that it was committed from: a crash must not commit one twice
 
     @property
     def unit(self) -> Unit:
@@ -140,6 +141,7 @@ class NewCheckpoint(Struct, frozen=True):
     parent: str | None = None
     run: str | None = None
     failure: str | None = None  # set: the checkpoint is published as `failed`
+    draft: str = ""
 
 
 class RunStatus(StrEnum):

@@ -25,10 +25,10 @@ def _escape(code: int) -> str:
 
 
 def timestamp(ns: int) -> str:
-    """Nanoseconds since the epoch as `2025-06-05 09:07:43.816 +0000 UTC`; zeros at the fraction's end are left out."""
-    seconds, rest = divmod(ns, 1_000_000_000)
+    """Nanoseconds since the epoch as `2025-06-05 09:07:43.816 +0000 UTC`: milliseconds, zeros at the end left out."""
+    seconds, rest = divmod(ns // 1_000_000, 1000)
     moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    fraction = f".{rest:03d}".rstrip("0") if rest else ""
     return f"{moment}{fraction} +0000 UTC"
 
 

@@ -60,9 +60,9 @@ def mount(
         quiet_period=quiet_period,
         verbose=settings.verbose,
     )
-    mounted = session.mount(options, foreground=foreground)
-    if not foreground:
-        click.echo(exports(mounted.mountpoint, parent))
+    session.mount(
+        options, foreground=foreground, ready=lambda mounted: click.echo(exports(mounted.mountpoint, parent))
+    )
 
 
 def exports(mountpoint: Path, parent: str | None) -> str:
@@ -107,6 +107,5 @@ def browse(settings: Settings, directory: Path, foreground: bool) -> None:
     from fuse_ckpt import session
 
     target = absolute(directory)
-    session.browse(settings.store, target, foreground=foreground)
-    if not foreground:
-        click.echo(f"All checkpoints, by job: {formats.visible(str(target))} (fuse-ckpt umount ends it)")
+    said = f"All checkpoints, by job: {formats.visible(str(target))} (fuse-ckpt umount ends it)"
+    session.browse(settings.store, target, foreground=foreground, ready=lambda mounted: click.echo(said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fuse_ckpt.errors import InvalidMountPoint, MountFailed, StillBound
@@ -14,25 +15,35 @@ from fuse_ckpt.store import Layout, Store
 DAEMON_PATIENCE = 60.0  # seconds for a daemon that has unmounted to end
 
 
-def mount(options: MountOptions, *, foreground: bool) -> Mounted:
+def mount(options: MountOptions, *, foreground: bool, ready: Callable[[Mounted], None] = lambda mounted: None) -> Mounted:
     """Mount a job's output directory; returns when it is ready, or with `foreground` when it is unmounted again.
 
+    `ready` is called in either case as soon as it can be used.
     Raises InvalidMountPoint, JobMounted, MountFailed, StoreUnusable.
     """
     if not foreground:
         with Store.open(options.store, create=options.job is not None) as store:
-            return daemon.start(store, options)
+            mounted = daemon.start(store, options)
+        ready(mounted)
+        return mounted
     from fuse_ckpt.session.service import serve
 
     daemon.configure_logging(options.verbose)
     answers: list[Mounted] = []
-    serve(options, answers.append)
+
+    def heard(mounted: Mounted) -> None:
+        answers.append(mounted)
+        ready(mounted)
+
+    serve(options, heard)
     return answers[0]
 
 
-def browse(store: Path, mountpoint: Path, *, foreground: bool) -> Mounted:
+def browse(
+    store: Path, mountpoint: Path, *, foreground: bool, ready: Callable[[Mounted], None] = lambda mounted: None
+) -> Mounted:
     """Mount the whole store read-only, by job. Raises as `mount` does."""
-    return mount(MountOptions(store, None, mountpoint), foreground=foreground)
+    return mount(MountOptions(store, None, mountpoint), foreground=foreground, ready=ready)
 
 
 def umount(mountpoint: Path) -> None:

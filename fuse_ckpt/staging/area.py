@@ -114,8 +114,11 @@ class Area:
             self._touch(unit, process)
         self._hint_others(unit, process)
 
-    def released(self, key: InodeKey, *, changed: bool) -> None:
-        """The last close of one open file description. `changed`: its bytes are not those before it was opened."""
+    def released(self, key: InodeKey, *, changed: bool, names: Iterable[str] = ()) -> None:
+        """The last close of one open file description. `changed`: its bytes are not those before it was opened.
+
+        `names`: all that are known of it where there are several, since each may belong to another unit.
+        """
         file = self._open.get(key)
         if file is None:
             return
@@ -125,12 +128,12 @@ class Area:
         if file.path is None:
             self.wake()
             return
-        unit = self.rules.unit_of(file.path)
-        if unit is not None and changed:
-            draft = self._touch(unit, *file.processes)
-            draft.closed(self.clock(), _below(unit, file.path))
-        elif changed and is_companion(file.path):
-            self._hint_named(self._pointer(file.path))
+        for path in {file.path, *names} if changed else ():
+            unit = self.rules.unit_of(path)
+            if unit is not None:
+                self._touch(unit, *file.processes).closed(self.clock(), _below(unit, path))
+            elif is_companion(path):
+                self._hint_named(self._pointer(path))
         self.wake()
 
     def renamed(self, old: str, new: str, task: int, *, directory: bool) -> None:

@@ -184,11 +184,11 @@ def commit(store: Store, job: str, sealed: Sealed) -> Committed:
             digest = _adopt(store, sealed, linked, inodes) if linked.link else ""
             (companions if linked.companion else entries).append(linked.entry(journal.unit.prefix, digest))
         checkpoint = None
-        digests = {entry.path: entry.digest for entry in entries if entry.kind is Kind.FILE}
-        if not (journal.recovered and is_committed(store, job, journal.unit, digests)):
+        if not _is_known(store, job, sealed, entries):
             new = NewCheckpoint(
                 job, journal.unit, journal.node, journal.created_ns, _metadata_of(sealed), tuple(entries),
                 tuple(companions), tuple(inodes.items()), journal.parent, journal.run, journal.failure,
+                sealed.directory.name,
             )  # fmt: skip
             checkpoint = store.publish(new)
         sealed.discard()
@@ -206,6 +206,17 @@ def _adopt(store: Store, sealed: Sealed, linked: Linked, inodes: dict[InodeKey, 
     if adopted.linked:
         inodes[adopted.inode] = adopted.digest
     return adopted.digest
+
+
+def _is_known(store: Store, job: str, sealed: Sealed, entries: list[Entry]) -> bool:
+    """Whether this draft was published before a crash, or holds only what an earlier mount committed."""
+    newest = store.newest(job, sealed.journal.unit.name)
+    if newest is None:
+        return False
+    if newest.checkpoint.draft == sealed.directory.name:
+        return True
+    digests = {entry.path: entry.digest for entry in entries if entry.kind is Kind.FILE}
+    return sealed.journal.recovered and is_committed(store, job, sealed.journal.unit, digests)
 
 
 def is_committed(store: Store, job: str, unit: Unit, digests: Mapping[str, str | None]) -> bool:

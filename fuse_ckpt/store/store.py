@@ -248,7 +248,7 @@ def _describe(new: NewCheckpoint) -> Checkpoint:
         id="", job=new.job, name=new.unit.name, shape=new.unit.shape, ordinal=0, node=new.node,
         state=State.AVAILABLE if new.failure is None else State.FAILED, created_ns=new.created_ns, committed_ns=0,
         size=sum(entry.size for entry in files), files=len(files), metadata=new.metadata, parent=new.parent,
-        run=new.run, failure=new.failure,
+        run=new.run, failure=new.failure, draft=new.draft,
     )  # fmt: skip
 
 

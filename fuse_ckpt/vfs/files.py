@@ -103,7 +103,8 @@ class WorkFiles:
         inode.backing.release(handle.writable)
         inode.handles -= 1
         if handle.writable:
-            self._area.released(inode.inode_key, changed=changed)
+            others = [self._tree.path(parent, name) for parent, name in inode.names] if len(inode.names) > 1 else []
+            self._area.released(inode.inode_key, changed=changed, names=others)
         self._tree.table.settle(inode)
 
     def _open_to_read(self, inode: WorkInode) -> Handle:

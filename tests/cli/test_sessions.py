@@ -36,14 +36,17 @@ class FakeSession:
             exit_code=self.exit_code, run=RUN, mountpoint=Path("/m"), drained=True, problems=self.problems
         )
 
-    def mount(self, options: Any, *, foreground: bool) -> Any:
+    def mount(self, options: Any, *, foreground: bool, ready: Any) -> Any:
         self.options, self.more = options, foreground
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(mountpoint=options.mountpoint, pid=1, data_path="daemon", reason="")
+        mounted = SimpleNamespace(mountpoint=options.mountpoint, pid=1, data_path="daemon", reason="")
+        ready(mounted)
+        return mounted
 
-    def browse(self, store_path: Path, mountpoint: Path, *, foreground: bool) -> None:
+    def browse(self, store_path: Path, mountpoint: Path, *, foreground: bool, ready: Any) -> None:
         self.options, self.more = (store_path, mountpoint), foreground
+        ready(SimpleNamespace(mountpoint=mountpoint))
 
     def umount(self, mountpoint: Path) -> None:
         self.options = mountpoint

@@ -1,0 +1,68 @@
+"""Fixtures for tests on real mounts, wherever they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.mount.harness import Mount, can_mount
+
+_why_not = cache(can_mount)
+
+
+class MountJob(Protocol):
+    """Mount a job: `store` None is the test's own, which all its jobs share."""
+
+    def __call__(self, job: str = "job", *options: str, store: Path | None = None, ready: bool = True) -> Mount: ...
+
+
+@contextmanager
+def mounting(directory: Path) -> Iterator[MountJob]:
+    """A function that mounts jobs below `directory`; at the end each mount is taken down and looked at."""
+    reason = _why_not()
+    if reason is not None:
+        if os.environ.get("CI"):
+            pytest.fail(f"nothing can be mounted here:\n{reason}")
+        pytest.skip(f"nothing can be mounted here: {reason}")
+    mounts: list[Mount] = []
+
+    def make(job: str = "job", *options: str, store: Path | None = None, ready: bool = True) -> Mount:
+        place = directory / f"mnt{len(mounts)}"
+        place.mkdir()
+        mounted = Mount(store or directory / "store", place, job, options, directory / f"daemon{len(mounts)}.log")
+        mounts.append(mounted)
+        return mounted.mount() if ready else mounted
+
+    problems: list[str] = []
+    try:
+        yield make
+    finally:
+        for mounted in reversed(mounts):
+            problems += mounted.close()
+    assert problems == []
+
+
+@pytest.fixture
+def mount_job(tmp_path: Path) -> Iterator[MountJob]:
+    """A function that mounts a job in a child process; at the end of the test each mount is taken down and looked at."""
+    with mounting(tmp_path) as make:
+        yield make
+
+
+@pytest.fixture
+def mounted(mount_job: MountJob) -> Mount:
+    """A job that is mounted with the defaults."""
+    return mount_job()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """One mount for all tests of a module: each keeps to a directory of its own."""
+    with mounting(tmp_path_factory.mktemp("shared")) as make:
+        yield make()

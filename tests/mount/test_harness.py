@@ -1,0 +1,28 @@
+"""The harness itself: a mount that is well leaves nothing to say."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.mount.harness import Mount, is_mounted, sha256
+
+pytestmark = pytest.mark.mount
+
+
+def test_a_file_that_is_saved_becomes_a_checkpoint(mounted: Mount) -> None:
+    (mounted.path / "ckpt.bin").write_bytes(b"weights")
+    (found,) = mounted.wait_for("ckpt.bin")
+    assert [one["id"] for one in mounted.checkpoints()] == [found.id]
+    assert sha256(mounted.by_id(found) / "ckpt.bin") == sha256(mounted.path / "ckpt.bin")
+
+
+def test_a_mount_comes_back_after_its_daemon_was_killed(mounted: Mount) -> None:
+    (mounted.path / "ckpt.bin").write_bytes(b"weights")
+    mounted.wait_for("ckpt.bin")
+    mounted.kill()
+    assert not is_mounted(mounted.path)
+    mounted.mount()
+    assert os.listdir(mounted.path) == ["ckpt.bin"]
+    assert len(mounted.checkpoints(all=True)) == 1
