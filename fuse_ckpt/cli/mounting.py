@@ -60,9 +60,7 @@ def mount(
         quiet_period=quiet_period,
         verbose=settings.verbose,
     )
-    session.mount(
-        options, foreground=foreground, ready=lambda mounted: click.echo(exports(mounted.mountpoint, parent))
-    )
+    session.mount(options, foreground=foreground, ready=lambda mounted: click.echo(exports(mounted.mountpoint, parent)))
 
 
 def exports(mountpoint: Path, parent: str | None) -> str:

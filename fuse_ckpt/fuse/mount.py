@@ -1,7 +1,7 @@
 """Mounting and unmounting: by ourselves where we may (mount(2)), else through fusermount3, which is set-user-id root.
 
-With privilege the daemon opens /dev/fuse and mounts by itself, and libfuse is given the descriptor as `/dev/fd/N`: it then
-neither opens nor mounts anything. That is the seam where something may stand between the kernel and libfuse.
+With privilege the daemon opens /dev/fuse and mounts by itself, and libfuse is given the descriptor as `/dev/fd/N`: it
+then neither opens nor mounts anything. That is the seam where something may stand between the kernel and libfuse.
 """
 
 from __future__ import annotations
@@ -55,26 +55,33 @@ def may_mount() -> bool:
 def check_device() -> None:
     """Raise MountFailed, with the way out, where this machine cannot mount at all."""
     if not os.path.exists(DEVICE):
-        raise MountFailed(f"There is no {DEVICE} here: load the fuse module (modprobe fuse), or start the container with --device {DEVICE}.")
+        raise MountFailed(f"There is no {DEVICE} here: modprobe fuse, or start the container with --device {DEVICE}.")
     if may_mount():
         return
     if shutil.which("fusermount3") is None:
-        raise MountFailed("Mounting needs CAP_SYS_ADMIN or fusermount3: install the package fuse3, or run as root (container: --cap-add SYS_ADMIN).")
+        raise MountFailed(
+            "Mounting needs CAP_SYS_ADMIN or fusermount3: apt install fuse3, or run as root (container: "
+            "--cap-add SYS_ADMIN)."
+        )
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise MountFailed(f"{DEVICE} cannot be opened by this user: give it mode 0666, or run as root.")
 
 
 def check_mountpoint(mountpoint: Path) -> None:
-    """Make the mount point ready: clear a stale mount of ours. Raises InvalidMountPoint saying what is wrong with it."""
+    """Make the mount point ready: clear a stale mount of ours. InvalidMountPoint says what is wrong with it."""
     place = mount_at(mountpoint)
     if place is not None and place.fstype == FSTYPE and _is_stale(mountpoint):
         detach(mountpoint, lazy=True)
         place = mount_at(mountpoint)
     if place is not None and place.fstype == FSTYPE:
-        raise InvalidMountPoint(f"{mountpoint} is already mounted, from {place.source}: fuse-ckpt umount it first, or choose another directory.")
+        raise InvalidMountPoint(
+            f"{mountpoint} is already mounted, from {place.source}: fuse-ckpt umount it, or choose another directory."
+        )
     try:
         if os.listdir(mountpoint):
-            raise InvalidMountPoint(f"{mountpoint} is not empty: choose an empty directory, so that nothing is hidden by the mount.")
+            raise InvalidMountPoint(
+                f"{mountpoint} is not empty: choose an empty directory, so that nothing is hidden by the mount."
+            )
     except FileNotFoundError:
         raise InvalidMountPoint(f"{mountpoint} does not exist: mkdir -p it first.") from None
     except NotADirectoryError:
@@ -94,7 +101,7 @@ class Attached(Struct, frozen=True):
 
 
 def attach(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool) -> Attached:
-    """Mount at `mountpoint`, or leave it to libfuse and fusermount3. `source` is what /proc/mounts shows. Raises MountFailed."""
+    """Mount, or leave it to libfuse and fusermount3. `source` is what /proc/mounts shows. Raises MountFailed."""
     mountpoint = _resolved(mountpoint)
     if may_mount():
         device = _mount_ourselves(mountpoint, source, allow_other=allow_other, read_only=read_only)
@@ -103,7 +110,9 @@ def attach(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool
     options = {"default_permissions", "nosuid", "nodev", "subtype=fuse_ckpt", f"fsname={name}"}
     options |= {"allow_other"} if allow_other else set()
     options |= {"ro"} if read_only else set()
-    return Attached(mountpoint, str(mountpoint), frozenset(options), "daemon", "mounted by fusermount3, without CAP_SYS_ADMIN")
+    return Attached(
+        mountpoint, str(mountpoint), frozenset(options), "daemon", "mounted by fusermount3, without CAP_SYS_ADMIN"
+    )
 
 
 def detach(mountpoint: Path, *, lazy: bool = False) -> None:
@@ -117,7 +126,9 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
         if exc.errno in (errno.EINVAL, errno.ENOENT):
             return
         if exc.errno == errno.EBUSY:
-            raise StillBound(f"{mountpoint} is in use: a program has a file or its working directory there; end it, and try again.") from None
+            raise StillBound(
+                f"{mountpoint} is in use: a program has a file or its working directory there; end it, and try again."
+            ) from None
         raise MountFailed(f"{mountpoint} cannot be unmounted: {exc.strerror}.") from None
 
 

@@ -1,8 +1,8 @@
 """Serving a mount: where requests of the kernel reach libfuse.
 
-Today libfuse reads the kernel's descriptor itself. A task that stands between the two, so that the kernel moves the data by
-itself (passthrough), belongs here; the rest of the house does not change for it: each inode has one backing descriptor
-already, and `Attached.libfuse_mountpoint` is a descriptor.
+Today libfuse reads the kernel's descriptor itself. A task that stands between the two, so that the kernel moves the
+data by itself (passthrough), belongs here; the rest of the house does not change for it: each inode has one backing
+descriptor already, and `Attached.libfuse_mountpoint` is a descriptor.
 """
 
 from __future__ import annotations

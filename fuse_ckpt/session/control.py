@@ -25,7 +25,7 @@ _ANSWER_PATIENCE = 3.0  # seconds, for questions that a healthy daemon answers a
 
 
 def ask(path: Path, question: str, *, patience: float | None = _ANSWER_PATIENCE) -> Answer | None:
-    """The daemon's answer; None where no daemon listens, or it says nothing within `patience` seconds (None: for ever)."""
+    """The daemon's answer; None where none listens, or it says nothing within `patience` seconds (None: for ever)."""
     try:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -26,7 +26,7 @@ LARGEST_LOG = 1 << 20  # bytes; a longer one is put aside as `.1` when a daemon 
 
 
 def start(store: Store, options: MountOptions) -> Mounted:
-    """Start a daemon for a mount of `store` and return once it is ready. Raises what kept it from that, with nothing left behind."""
+    """Start a daemon for a mount of `store` and return once it is ready. Raises what kept it from that."""
     log = _prepare(store, options)
     reading, writing = os.pipe()
     try:
@@ -106,4 +106,3 @@ def main() -> None:
 
 def _as_text(value: object) -> str:
     return str(value)
-

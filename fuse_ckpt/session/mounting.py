@@ -15,7 +15,9 @@ from fuse_ckpt.store import Layout, Store
 DAEMON_PATIENCE = 60.0  # seconds for a daemon that has unmounted to end
 
 
-def mount(options: MountOptions, *, foreground: bool, ready: Callable[[Mounted], None] = lambda mounted: None) -> Mounted:
+def mount(
+    options: MountOptions, *, foreground: bool, ready: Callable[[Mounted], None] = lambda mounted: None
+) -> Mounted:
     """Mount a job's output directory; returns when it is ready, or with `foreground` when it is unmounted again.
 
     `ready` is called in either case as soon as it can be used.
@@ -65,7 +67,9 @@ def umount(mountpoint: Path) -> None:
     if "error" in answer:
         raise MountFailed(answer["error"])
     if not answer["unmounted"]:
-        raise StillBound(f"{mountpoint} is unmounted, but still bound elsewhere; its daemon serves that until it is unmounted too.")
+        raise StillBound(
+            f"{mountpoint} is unmounted, but still bound elsewhere; its daemon serves that until it is unmounted too."
+        )
     with Store.open(source.parent.parent) as store:
         store.wait_unlocked(job or "", DAEMON_PATIENCE)
 

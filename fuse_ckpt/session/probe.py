@@ -14,8 +14,14 @@ from fuse_ckpt.errors import FuseCkptError
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.store import Store
 
-_VOLATILE = {"tmpfs": "memory: its checkpoints are gone at the next start", "ramfs": "memory: its checkpoints are gone at the next start"}
-_CONTAINERS = {"overlay": "a container's own layer: its checkpoints go with the container", "aufs": "a container's own layer"}
+_VOLATILE = {
+    "tmpfs": "memory: its checkpoints are gone at the next start",
+    "ramfs": "memory: its checkpoints are gone at the next start",
+}
+_CONTAINERS = {
+    "overlay": "a container's own layer: its checkpoints go with the container",
+    "aufs": "a container's own layer",
+}
 
 
 class Finding(Struct, frozen=True):
@@ -38,7 +44,9 @@ def _kernel() -> Finding:
 def _device() -> Finding:
     if os.path.exists(mount.DEVICE):
         return Finding(True, f"{mount.DEVICE} is there")
-    return Finding(False, f"{mount.DEVICE} is missing", f"modprobe fuse, or start the container with --device {mount.DEVICE}")
+    return Finding(
+        False, f"{mount.DEVICE} is missing", f"modprobe fuse, or start the container with --device {mount.DEVICE}"
+    )
 
 
 def _privilege() -> Finding:
@@ -46,7 +54,11 @@ def _privilege() -> Finding:
         return Finding(True, "may mount by itself (CAP_SYS_ADMIN); the data passes through the daemon")
     if shutil.which("fusermount3"):
         return Finding(True, "mounts through fusermount3; an input directory cannot be bound elsewhere")
-    return Finding(False, "may not mount: no CAP_SYS_ADMIN, no fusermount3", "apt install fuse3, or run as root (container: --cap-add SYS_ADMIN)")
+    return Finding(
+        False,
+        "may not mount: no CAP_SYS_ADMIN, no fusermount3",
+        "apt install fuse3, or run as root (container: --cap-add SYS_ADMIN)",
+    )
 
 
 def _library() -> Finding:
@@ -72,7 +84,11 @@ def _disk(store: Path) -> Finding:
     warning = _VOLATILE.get(place.fstype) or _CONTAINERS.get(place.fstype)
     if warning is None:
         return Finding(True, f"the store lies on {place.fstype}, {free:.1f} GiB free")
-    return Finding(None, f"the store lies on {place.fstype}, {warning}", "name a place on a disk or a volume: --store DIR or FUSE_CKPT_STORE")
+    return Finding(
+        None,
+        f"the store lies on {place.fstype}, {warning}",
+        "name a place on a disk or a volume: --store DIR or FUSE_CKPT_STORE",
+    )
 
 
 def _mount_of(path: Path) -> mount.Place:

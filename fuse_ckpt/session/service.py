@@ -1,7 +1,7 @@
 """The daemon of one mount: builds the parts of the other rooms, owns the nursery, and ends in order.
 
-The order at the end: no draft is left that could be committed, then the mount goes, then whatever its last users closed is
-committed too, then the job's lock. After a crash nothing is unmounted: training would go on into the bare directory.
+The order at the end: no draft is left that could be committed, then the mount goes, then whatever its last users closed
+is committed too, then the job's lock. After a crash nothing is unmounted: training would go on into the bare directory.
 """
 
 from __future__ import annotations

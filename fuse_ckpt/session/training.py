@@ -1,7 +1,7 @@
 """`training run`: mount, expose the input, run the command, commit, unmount.
 
-The mount is served by a daemon of its own, so that whatever still reads it at the end, and whatever becomes of this process,
-cannot end it. This process is one thread that waits for signals and for its children, and nothing else.
+The mount is served by a daemon of its own, so that whatever still reads it at the end, and whatever becomes of this
+process, cannot end it. This process is one thread that waits for signals and for its children, and nothing else.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def run_training(
 ) -> Finished:
     """Run `command` with the job mounted, and return when it has ended and what it saved is committed.
 
-    `environment` is the command's; the two variables are set in it, and where they are set already, that is where the job is
-    mounted and the input bound. Raises FuseCkptError before the command has begun, never after; for a command that is not
-    there, before anything is made.
+    `environment` is the command's; the two variables are set in it, and where they are set already, that is where the
+    job is mounted and the input bound. Raises FuseCkptError before the command has begun, never after; for a command
+    that is not there, before anything is made.
     """
     job = options.job or ""
     with Store.open(options.store) as store:
@@ -87,7 +87,9 @@ def _input(store: Store, reference: str | None, if_any: bool, force: bool) -> Ch
             return None
         raise
     if found.state is not State.AVAILABLE and not force:
-        raise NotStarted(f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same.")
+        raise NotStarted(
+            f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same."
+        )
     return found
 
 
@@ -148,7 +150,7 @@ class _Session:
         environment[INPUT_VARIABLE] = place
 
     def _execute(self, program: str, command: Sequence[str], environment: dict[str, str]) -> tuple[int, RunStatus]:
-        """Run the command, forward signals to it, and reap whatever else ends meanwhile (in a container we are pid 1)."""
+        """Run the command, forward signals, and reap whatever else ends meanwhile (in a container we are pid 1)."""
         waited = _FORWARDED | {signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         try:
@@ -170,7 +172,7 @@ class _Session:
         return code, RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED
 
     def _finish(self) -> bool:
-        """Commit what is pending, take the input and the mount away; False where something is left for the next mount."""
+        """Commit what is pending, take input and mount away; False where something is left for the next mount."""
         path = self._store.layout.control(self._run.job)
         if self._bound is not None:
             mount.detach(self._bound, lazy=True)

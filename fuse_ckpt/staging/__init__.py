@@ -1,8 +1,9 @@
 """Staging: from files that were closed to checkpoints that are committed."""
 
-from fuse_ckpt.staging.area import Area, Settings
+from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.committer import Committer
 from fuse_ckpt.staging.journal import load_all, why_stuck
 from fuse_ckpt.staging.recovery import recover
+from fuse_ckpt.staging.settings import Settings
 
 __all__ = ["Area", "Committer", "Settings", "load_all", "recover", "why_stuck"]

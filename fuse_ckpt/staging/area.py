@@ -1,54 +1,34 @@
 """The staging area: which drafts are growing in the working tree, and which of its inodes may never be written again.
 
-The filesystem reports what happened, in the order in which it happened, and asks two questions: is this inode sealed, and
-may this be destroyed. Everything here is synchronous, so each report is one step: nothing can come between a look at the
-tree and the seal that follows it.
+The filesystem reports what happened, in the order in which it happened, and asks two questions: is this inode sealed,
+and may this be destroyed. Everything here is synchronous, so each report is one step: nothing can come between a look
+at the tree and the seal that follows it.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-from msgspec import Struct
 
 from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
 from fuse_ckpt.staging import journal, policy, validate
 from fuse_ckpt.staging.drafts import Draft, OpenFile
 from fuse_ckpt.staging.journal import Journal, Sealed
-from fuse_ckpt.staging.policy import QuietPeriods
 from fuse_ckpt.staging.processes import process_of
+from fuse_ckpt.staging.sealed import SealedInodes
+from fuse_ckpt.staging.settings import Settings
 from fuse_ckpt.staging.units import UnitRules, is_companion, is_temporary
 from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
 
 LARGEST_POINTER = 4096  # bytes; a `latest` file names a directory
 
 
-class Settings(Struct, frozen=True):
-    """How a mount stages, and what each checkpoint of it is recorded with.
-
-    `units`: globs that override the rules for units; `quiet_period`: seconds, in place of the two long ones.
-    """
-
-    units: tuple[str, ...] = ()
-    quiet_period: float | None = None
-    node: str = "0"
-    run: str | None = None
-    parent: str | None = None  # the checkpoint that the run resumed from
-
-    @property
-    def periods(self) -> QuietPeriods:
-        quiet = self.quiet_period
-        return QuietPeriods() if quiet is None else QuietPeriods(quiet=quiet, quiet_many=quiet, hint=min(quiet, 5.0))
-
-
 class Area:
     """The drafts of one job's working tree, whose root is `root_fd`; sealed ones have their links below `pending`.
 
-    `wake` is called when a decision may have become due, `watch` with each process that writes; the committer sets both.
-    `clock` is monotonic, in seconds.
+    `wake` is called when a decision may have become due, `watch` with each process that writes; the committer sets
+    both. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -65,38 +45,16 @@ class Area:
         self._settings = settings
         self._periods = settings.periods
         self._open: dict[InodeKey, OpenFile] = {}
-        self._blobs: set[InodeKey] = set()
-        self._linked: Counter[InodeKey] = Counter()  # inodes with links in pending/
+        self.sealed = SealedInodes()
         self._gone: set[int] = set()  # writers that have exited
 
-    # -- sealed inodes ------------------------------------------------------------------------------------------------
-
-    def is_sealed(self, key: InodeKey) -> bool:
-        """Whether the inode belongs to a sealed draft or is a blob: nobody may ever write it again."""
-        return key in self._blobs or key in self._linked
-
-    def hidden_links(self, key: InodeKey) -> int:
-        """How many of the inode's links are the store's own."""
-        return self._linked[key] + (key in self._blobs)
-
-    def add_blobs(self, keys: Iterable[InodeKey]) -> None:
-        self._blobs.update(keys)
+    # -- sealed drafts ------------------------------------------------------------------------------------------------
 
     def add_sealed(self, sealed: Sealed) -> None:
         """Queue a sealed draft: one just made, or one that an earlier mount left."""
-        self._linked.update(sealed.keys)
+        self.sealed.add(sealed)
         self.queue.append(sealed)
         self.wake()
-
-    def settled(self, sealed: Sealed, blobs: Iterable[InodeKey]) -> None:
-        """A sealed draft is committed and its links are gone; `blobs`: which of its inodes are blobs now."""
-        self._blobs.update(blobs)
-        self._linked.subtract(sealed.keys)
-        self._linked = +self._linked
-
-    def created(self, key: InodeKey) -> None:
-        """A new inode: whatever was known of an earlier one under its number does not hold."""
-        self._blobs.discard(key)
 
     # -- what happens in the output directory -------------------------------------------------------------------------
 
@@ -238,7 +196,7 @@ class Area:
     def seal(self, unit: Unit, scan: Scan, failure: str | None) -> bool:
         """Seal the draft of `unit`; False where somebody can still write one of its files."""
         draft = self.drafts[unit]
-        if any(self.tree.is_written(found) for found in scan.files if not self.is_sealed(found.key)):
+        if any(self.tree.is_written(found) for found in scan.files if found.key not in self.sealed):
             return False
         created = draft.created_ns or max((found.mtime_ns for found in scan.files), default=time.time_ns())
         record = Journal(

@@ -1,8 +1,8 @@
 """The committer: the task that seals drafts when they are due and turns sealed drafts into checkpoints.
 
-Looking at a draft and committing one take place in a worker thread, so that training waits for neither. Sealing takes place
-in the event loop, between two requests of the kernel: what was looked at is still so, or the draft is looked at again.
-"""
+Looking at a draft and committing one take place in a worker thread, so that training waits for neither. Sealing takes
+place in the event loop, between two requests of the kernel: what was looked at is still so, or the draft is looked at
+again."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Committer:
             self._area.queue.remove(sealed)
             return
         self._area.queue.remove(sealed)
-        self._area.settled(sealed, committed.blobs)
+        self._area.sealed.settle(sealed, committed.blobs)
         checkpoint = committed.checkpoint
         if checkpoint is None:
             return

@@ -12,12 +12,12 @@ from fuse_ckpt.store import Store
 
 def recover(area: Area, store: Store, job: str, pending: Path) -> None:
     """Learn which inodes of the working tree are blobs, queue the drafts in `pending`, and find what is uncommitted."""
-    for sealed in load_all(pending, clean=True):
-        area.add_sealed(sealed)
     scans = {unit: area.tree.scan(unit) for unit in area.tree.units()}
     keys = {found.key for scan in scans.values() for found in (*scan.files, *scan.companions)}
     blobs = store.sealed_inodes(keys)
-    area.add_blobs(blobs)
+    area.sealed.add_blobs(blobs)
+    for sealed in load_all(pending, clean=True):
+        area.add_sealed(sealed)
     for unit, scan in scans.items():
         prefix = len(unit.prefix) + 1 if unit.prefix else 0
         digests = {found.path[prefix:]: blobs.get(found.key) for found in scan.files}

@@ -26,8 +26,8 @@ def job_filesystem(
 ) -> Filesystem:
     """A job's output directory with its checkpoints, and `also` one of another job, its input.
 
-    `forget_name(node id, name)` makes the kernel look a name up again; `show` lists `.checkpoints` in the root. `root_fd`
-    stays the caller's.
+    `forget_name(node id, name)` makes the kernel look a name up again; `show` lists `.checkpoints` in the root.
+    `root_fd` stays the caller's.
     """
     table = InodeTable()
     output = OutputTree(table, root_fd, area)

@@ -1,9 +1,9 @@
 """Open files: handles, the bytes behind them, and how a sealed file is made writable again.
 
-A sealed file that is opened for writing, truncated or appended to becomes another inode: a new file takes all its names,
-and the call is answered ESTALE. The kernel then looks the name up again, finds the new inode, and repeats the call, unseen
-by the program (path_openat and do_sys_truncate retry once with LOOKUP_REVAL). Whoever holds the old inode keeps its bytes.
-"""
+A sealed file that is opened for writing, truncated or appended to becomes another inode: a new file takes all its
+names, and the call is answered ESTALE. The kernel then looks the name up again, finds the new inode, and repeats the
+call, unseen by the program (path_openat and do_sys_truncate retry once with LOOKUP_REVAL). Whoever holds the old inode
+keeps its bytes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class WorkFiles:
         path = os.fsdecode(inode.path()) if inode.names else None
         if truncate and path is not None:
             self._area.about_to_lose(path, rewritten=True)
-        if self._area.is_sealed(inode.inode_key):
+        if inode.inode_key in self._area.sealed:
             await self._break(inode, 0 if truncate else None)
         handle = self._open_to_write(inode, flags)
         if truncate:
@@ -82,7 +82,7 @@ class WorkFiles:
         path = os.fsdecode(inode.path()) if inode.names else None
         if path is not None and size < self._tree.status(inode).st_size:
             self._area.about_to_lose(path, rewritten=True)
-        if self._area.is_sealed(inode.inode_key):
+        if inode.inode_key in self._area.sealed:
             await self._break(inode, size)
         own = self._open_to_write(inode, os.O_WRONLY)
         try:
@@ -144,9 +144,9 @@ class WorkFiles:
     # -- breaking a seal ----------------------------------------------------------------------------------------------
 
     async def _break(self, inode: WorkInode, size: int | None) -> None:
-        """Give the names of a sealed inode to a new one that holds its first `size` bytes (None: all); raises ESTALE."""
+        """Give the names of a sealed inode to a new one with its first `size` bytes (None: all); raises ESTALE."""
         async with inode.breaking:
-            if inode.names and self._area.is_sealed(inode.inode_key):
+            if inode.names and inode.inode_key in self._area.sealed:
                 self._serial += 1
                 fresh = f"{self._scratch}/break-{os.getpid()}-{self._serial}"
                 source = self._descriptor(inode, os.O_RDONLY)
@@ -171,22 +171,23 @@ class WorkFiles:
                 _remove(spare)
             os.utime(f"/proc/self/fd/{parent.descriptor}", ns=(times.st_atime_ns, times.st_mtime_ns))
             parent.forget_name(name)
+            self._area.sealed.names_changed(inode.inode_key, -1)
             if len(names) > 1:  # with one name it is the one that the kernel is about to look up again
                 self._forget_name(parent.nid, name)
-        self._area.created(InodeKey(status.st_dev, status.st_ino))
+        self._area.sealed.created(InodeKey(status.st_dev, status.st_ino))
         self._tree.table.settle(inode)
 
     def _all_names(self, inode: WorkInode) -> list[tuple[WorkInode, bytes]]:
         names = list(inode.names)
-        links = self._tree.status(inode).st_nlink - self._area.hidden_links(inode.inode_key)
-        if links > len(names):
+        links = self._tree.status(inode).st_nlink
+        if links - self._area.sealed.hidden_links(inode.inode_key, links) > len(names):
             self._tree.discover_names(inode)
             names = list(inode.names)
         return names
 
 
 def _copy(source: int, target: str, size: int | None) -> None:
-    """Copy an open file with its mode, owner, xattrs and times; its first `size` bytes, or all, shared where possible."""
+    """Copy an open file with mode, owner, xattrs and times; its first `size` bytes, or all, shared where possible."""
     status = os.fstat(source)
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

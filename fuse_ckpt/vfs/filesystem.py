@@ -1,7 +1,7 @@
-"""The filesystem as the kernel asks for it: each call goes to the working tree or to the read view, by the kind of inode.
+"""The filesystem as the kernel asks for it: a call goes to the working tree or to the read view, by the inode's kind.
 
-Plain values in and out; errors are OSErrors with a number, or errors of the store. Synchronous calls are atomic in the event
-loop; the asynchronous ones (open, setattr, fsync) say in their own words what may change while they wait.
+Plain values in and out; errors are OSErrors with a number, or errors of the store. Synchronous calls are atomic in the
+event loop; the asynchronous ones (open, setattr, fsync) say in their own words what may change while they wait.
 """
 
 from __future__ import annotations
@@ -113,7 +113,11 @@ class Filesystem:
 
     def getattr(self, nid: int) -> Attributes:
         inode = self._table[nid]
-        return self._views.attributes(inode) if isinstance(inode, ViewInode) else self._output.attributes(self._work(inode))
+        return (
+            self._views.attributes(inode)
+            if isinstance(inode, ViewInode)
+            else self._output.attributes(self._work(inode))
+        )
 
     async def setattr(self, nid: int, changes: Changes, fh: int | None, caller: Caller) -> Attributes:
         """Change attributes; a new size waits for the copy of a sealed file, during which anything may happen to it."""

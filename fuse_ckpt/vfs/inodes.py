@@ -3,8 +3,8 @@
 A node id stands for a backing inode of the working tree, or for a place in the read view. It is never used again, even
 where the disk uses an inode number again, so a handle or a mapping of a file that has gone can never show another one.
 
-Directories of the working tree keep a path descriptor (O_PATH), files are reached by name below their directory's: names
-stay right when a directory is moved, no path is too long, and no symlink is ever followed.
+Directories of the working tree keep a path descriptor (O_PATH), files are reached by name below their directory's:
+names stay right when a directory is moved, no path is too long, and no symlink is ever followed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Inode:
 
 
 class Backing:
-    """The open descriptors of one backing inode, shared by all its handles: one to read, and one to write if need be."""
+    """The open descriptors of one backing inode, shared by all its handles: one to read, one to write if need be."""
 
     def __init__(self) -> None:
         self.fd: int | None = None

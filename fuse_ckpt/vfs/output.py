@@ -13,7 +13,7 @@ import stat
 from fuse_ckpt.model import InodeKey
 from fuse_ckpt.staging import Area
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, of_status
-from fuse_ckpt.vfs.inodes import ROOT, Inode, InodeTable, WorkInode
+from fuse_ckpt.vfs.inodes import ROOT, InodeTable, WorkInode
 
 # Seconds that the kernel may remember names and attributes: nobody but this mount changes the working tree.
 TIMEOUT = 3600.0
@@ -44,7 +44,7 @@ class OutputTree:
         return self._found(parent, name, status)
 
     def attributes(self, inode: WorkInode) -> Attributes:
-        return of_status(inode.nid, self.status(inode), self.area.hidden_links(inode.inode_key), TIMEOUT)
+        return self._attributes(inode, self.status(inode))
 
     def status(self, inode: WorkInode) -> os.stat_result:
         open_fd = inode.fd if inode.fd is not None else inode.backing.any
@@ -96,6 +96,7 @@ class OutputTree:
     def link(self, inode: WorkInode, parent: WorkInode, name: bytes, task: int) -> Attributes:
         path, dir_fd = inode.place()
         os.link(path, name, src_dir_fd=dir_fd, dst_dir_fd=parent.descriptor, follow_symlinks=False)
+        self.area.sealed.names_changed(inode.inode_key, 1)
         made = self.lookup(parent, name)
         self.area.linked(self.path(parent, name), task)
         return made
@@ -105,15 +106,15 @@ class OutputTree:
     def unlink(self, parent: WorkInode, name: bytes, task: int) -> None:
         path = self.path(parent, name)
         self.area.about_to_lose(path, rewritten=False)
-        last = self._loses_last_name(parent, name)
+        victim = _status_or_none(parent, name)
         os.unlink(name, dir_fd=parent.descriptor)
-        self._forget(parent, name, last)
+        self._forget(parent, name, victim)
         self.area.removed(path, task)
 
     def rmdir(self, parent: WorkInode, name: bytes, task: int) -> None:
-        last = self._loses_last_name(parent, name)
+        victim = _status_or_none(parent, name)
         os.rmdir(name, dir_fd=parent.descriptor)
-        self._forget(parent, name, last)
+        self._forget(parent, name, victim)
         self.area.removed(self.path(parent, name), task)
 
     def rename(
@@ -134,9 +135,8 @@ class OutputTree:
             return
         if not flags:
             self._before_rename(old, new, directory)
-        last = self._loses_last_name(new_parent, new_name)
         _renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
-        self._forget(new_parent, new_name, last)
+        self._forget(new_parent, new_name, replaced)
         moved = parent.children.get(name)
         parent.forget_name(name)
         if moved is not None:
@@ -213,11 +213,15 @@ class OutputTree:
         assert isinstance(inode, WorkInode)
         parent.set_name(name, inode)
         inode.lookups += 1
-        return of_status(inode.nid, status, self.area.hidden_links(key), TIMEOUT)
+        return self._attributes(inode, status)
+
+    def _attributes(self, inode: WorkInode, status: os.stat_result) -> Attributes:
+        hidden = 0 if inode.fd is not None else self.area.sealed.hidden_links(inode.inode_key, status.st_nlink)
+        return of_status(inode.nid, status, hidden, TIMEOUT)
 
     def _made(self, parent: WorkInode, name: bytes) -> Attributes:
         status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
-        self.area.created(InodeKey(status.st_dev, status.st_ino))
+        self.area.sealed.created(InodeKey(status.st_dev, status.st_ino))
         return self._found(parent, name, status)
 
     def _give(self, parent: WorkInode, name: bytes, caller: Caller) -> None:
@@ -227,21 +231,19 @@ class OutputTree:
         inherits = os.fstat(parent.descriptor).st_mode & stat.S_ISGID
         os.chown(name, caller.uid, -1 if inherits else caller.gid, dir_fd=parent.descriptor, follow_symlinks=False)
 
-    def _forget(self, parent: WorkInode, name: bytes, last: Inode | None) -> None:
+    def _forget(self, parent: WorkInode, name: bytes, victim: os.stat_result | None) -> None:
+        """`name` has gone; `victim`: what it was. After the last name the disk may use the inode's number again."""
         child = parent.children.get(name)
         parent.forget_name(name)
-        if last is not None:
-            self.table.detach(last)
+        if victim is not None:
+            key = InodeKey(victim.st_dev, victim.st_ino)
+            self.area.sealed.names_changed(key, -1)
+            found = self.table.find(key)
+            if found is not None and (victim.st_nlink == 1 or stat.S_ISDIR(victim.st_mode)):
+                self.table.detach(found)
         for inode in (child, parent):
             if inode is not None:
                 self.table.settle(inode)
-
-    def _loses_last_name(self, parent: WorkInode, name: bytes) -> Inode | None:
-        """The inode that will have no name once this one goes: the disk may use its number again."""
-        status = _status_or_none(parent, name)
-        if status is None or (status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)):
-            return None
-        return self.table.find(InodeKey(status.st_dev, status.st_ino))
 
     def _before_rename(self, old: str, new: str, directory: bool) -> None:
         if directory:

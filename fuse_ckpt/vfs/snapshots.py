@@ -211,4 +211,6 @@ def _node_of(entry: Entry, checkpoint_id: str) -> Node:
         size = len(entry.target.encode(errors="surrogateescape"))
         return Node(stat.S_IFLNK | 0o777, entry.mtime_ns, size, target=entry.target)
     mode = stat.S_IFREG | ((entry.mode | 0o444) & ~0o222 & 0o777)
-    return Node(mode, entry.mtime_ns, entry.size, digest=entry.digest, same=(checkpoint_id, entry.path + ":" + entry.digest))
+    return Node(
+        mode, entry.mtime_ns, entry.size, digest=entry.digest, same=(checkpoint_id, entry.path + ":" + entry.digest)
+    )

@@ -72,7 +72,9 @@ class Views:
         if node is None:
             raise _missing()
         job = parent.key[1] if isinstance(parent.key, tuple) else ""
-        return self.found(self._inode(("view", job, *path) if node.same is None else ("file", *node.same), job, path, node))
+        return self.found(
+            self._inode(("view", job, *path) if node.same is None else ("file", *node.same), job, path, node)
+        )
 
     def found(self, inode: ViewInode) -> Attributes:
         """The attributes of an inode that the kernel has just been told of."""

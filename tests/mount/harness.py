@@ -64,8 +64,13 @@ class Daemon:
             self.process = subprocess.Popen(
                 [*program, *arguments], stdout=output, stderr=output, cwd="/", start_new_session=True
             )
-        wait_until(f"{path} is mounted", self._is_ready)
-        self.start = self.descriptors()
+        try:
+            wait_until(f"{path} is mounted", self._is_ready)
+            self.start = self.descriptors()
+        except BaseException:
+            self.kill()
+            detach(path)
+            raise
 
     @property
     def pid(self) -> int:
@@ -78,7 +83,10 @@ class Daemon:
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:
             raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log}")
-        return is_mounted(self.path) and self.path.stat().st_ino == 1
+        try:
+            return is_mounted(self.path) and self.path.stat().st_ino == 1
+        except OSError:  # a dead mount, that it has not cleared yet
+            return False
 
     def descriptors(self) -> Counter[str]:
         """What the daemon has open, without the directories that it holds for names the kernel remembers, and the
@@ -229,7 +237,9 @@ class Mount:
                 if found.state == State(status) and name in (None, found.name)
             ]
 
-    def wait_for(self, name: str, n: int = 1, status: str = "available", patience: float = PATIENCE) -> list[Checkpoint]:
+    def wait_for(
+        self, name: str, n: int = 1, status: str = "available", patience: float = PATIENCE
+    ) -> list[Checkpoint]:
         """Wait until `n` checkpoints of that name have that status; returns them, oldest first."""
 
         def look() -> list[Checkpoint] | None:

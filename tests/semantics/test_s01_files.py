@@ -82,7 +82,12 @@ def write_out_of_order_and_seek_back(d: Path) -> Any:
     with opened(d / "f", os.O_RDWR) as fd:
         os.pwrite(fd, b"second", 600_000)
         os.pwritev(fd, [b"a" * 5000, b"b" * 5000], 4090)
-        return os.fstat(fd).st_size, os.pread(fd, 20, 4090 + 4990), os.pread(fd, 10, 2 << 20), os.preadv(fd, [bytearray(9)], 0)
+        return (
+            os.fstat(fd).st_size,
+            os.pread(fd, 20, 4090 + 4990),
+            os.pread(fd, 10, 2 << 20),
+            os.preadv(fd, [bytearray(9)], 0),
+        )
 
 
 @operation
@@ -177,7 +182,10 @@ def lock_by_open_file_description(d: Path) -> Any:
     part = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 5, 2, 0)
     with opened(d / "f", os.O_RDWR) as one, opened(d / "f", os.O_RDWR) as other:
         results = [outcome(fcntl.fcntl, one, f_ofd_setlk, part)]
-        results += [outcome(fcntl.fcntl, other, f_ofd_setlk, everything), outcome(fcntl.lockf, one, fcntl.LOCK_EX, 1, 0)]
+        results += [
+            outcome(fcntl.fcntl, other, f_ofd_setlk, everything),
+            outcome(fcntl.lockf, one, fcntl.LOCK_EX, 1, 0),
+        ]
     with opened(d / "f", os.O_RDWR) as later:
         return [*results, outcome(fcntl.fcntl, later, f_ofd_setlk, everything)]
 

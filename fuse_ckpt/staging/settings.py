@@ -1,0 +1,25 @@
+"""What a mount is told about staging."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from fuse_ckpt.staging.policy import QuietPeriods
+
+
+class Settings(Struct, frozen=True):
+    """How a mount stages, and what each checkpoint of it is recorded with.
+
+    `units`: globs that override the rules for units; `quiet_period`: seconds, in place of the two long ones.
+    """
+
+    units: tuple[str, ...] = ()
+    quiet_period: float | None = None
+    node: str = "0"
+    run: str | None = None
+    parent: str | None = None  # the checkpoint that the run resumed from
+
+    @property
+    def periods(self) -> QuietPeriods:
+        quiet = self.quiet_period
+        return QuietPeriods() if quiet is None else QuietPeriods(quiet=quiet, quiet_many=quiet, hint=min(quiet, 5.0))
