@@ -50,7 +50,8 @@ def mounting(directory: Path) -> Iterator[MountJob]:
 
 @pytest.fixture
 def mount_job(tmp_path: Path) -> Iterator[MountJob]:
-    """A function that mounts a job in a child process; at the end of the test each mount is taken down and looked at."""
+    """A function that mounts a job in a child process; at the end of the test each mount is taken down and looked
+    at."""
     with mounting(tmp_path) as make:
         yield make
 

@@ -137,7 +137,11 @@ def bind_read_only(source: Path, target: Path) -> None:
     flags = _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     try:
         _mount(os.fsencode(source), os.fsencode(target), b"none", _MS_BIND, b"")
-        _mount(b"none", os.fsencode(target), b"none", flags, b"")
+        try:
+            _mount(b"none", os.fsencode(target), b"none", flags, b"")
+        except OSError:
+            _detach(target, lazy=True)
+            raise
     except OSError as exc:
         raise MountFailed(f"{source} cannot be bound at {target}: {exc.strerror}.") from None
 
@@ -189,7 +193,17 @@ def _is_stale(mountpoint: Path) -> bool:
 
 
 def _resolved(mountpoint: Path) -> Path:
-    """The path as the kernel shows it. Its last part is not looked at: a stale mount cannot be."""
+    """The path as the kernel shows it.
+
+    What is mounted there is never looked at: it may be stale, and a daemon that asks its own mount waits for itself.
+    """
+    plain = _beside(mountpoint)
+    if any(place.mountpoint == str(plain) for place in mounts()):
+        return plain
+    return Path(os.path.realpath(mountpoint)) if os.path.islink(plain) else plain
+
+
+def _beside(mountpoint: Path) -> Path:
     return Path(os.path.realpath(mountpoint.parent)) / mountpoint.name if mountpoint.name else mountpoint
 
 

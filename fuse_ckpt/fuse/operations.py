@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyfuse3
 from pyfuse3 import FUSEError
 
+from fuse_ckpt.errors import FuseCkptError
 from fuse_ckpt.fuse.errno import is_expected, number_of
 from fuse_ckpt.vfs import Attributes, Caller, Changes, Filesystem
 
@@ -147,7 +148,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def flush(self, fh: int) -> None:
-        """Every close() of every duplicate. Must not say ENOSYS: the kernel would never send it again."""
+        self._fs.flush(fh)  # must not say ENOSYS: the kernel would never send it again
 
     @guarded
     async def release(self, fh: int) -> None:
@@ -167,7 +168,7 @@ class Operations(pyfuse3.Operations):
         for position in range(start_id, len(names)):
             try:
                 attributes = self._fs.lookup(nid, names[position])
-            except OSError:  # gone since the listing was read
+            except (OSError, FuseCkptError):  # gone since the listing was read
                 continue
             if not pyfuse3.readdir_reply(token, names[position], _entry(attributes), position + 1):
                 self._fs.forget(attributes.nid, 1)

@@ -21,6 +21,7 @@ class Wire:
     def __init__(self, filesystem: Filesystem, attached: Attached) -> None:
         self._operations = Operations(filesystem)  # pyfuse3 keeps no reference that counts
         self._attached = attached
+        self.stopped = False
         try:
             pyfuse3.init(self._operations, attached.libfuse_mountpoint, set(attached.libfuse_options))
         except RuntimeError as exc:
@@ -33,6 +34,7 @@ class Wire:
 
     def stop(self) -> None:
         """End `serve` although something is still mounted: what is open there says ENOTCONN from then on."""
+        self.stopped = True
         pyfuse3.terminate()
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ it is ready, or why it is not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -27,7 +28,8 @@ LARGEST_LOG = 1 << 20  # bytes; a longer one is put aside as `.1` when a daemon 
 
 def start(store: Store, options: MountOptions) -> Mounted:
     """Start a daemon for a mount of `store` and return once it is ready. Raises what kept it from that."""
-    log = _prepare(store, options)
+    prepare(store, options)
+    log = _log_path(store, options)
     reading, writing = os.pipe()
     try:
         with log.open("ab") as output:
@@ -51,13 +53,17 @@ def start(store: Store, options: MountOptions) -> Mounted:
     return _heard(line, log)
 
 
-def _prepare(store: Store, options: MountOptions) -> Path:
-    """Refuse what the daemon would refuse before anything is made; then return where its words go."""
+def prepare(store: Store, options: MountOptions) -> None:
+    """Refuse what the daemon would refuse, before anything is made. Raises as `start` does."""
     mount.check_device()
     if options.mountpoint is not None:
         mount.check_mountpoint(options.mountpoint)
     if options.job is not None:
         store.lock_job(options.job).close()
+
+
+def _log_path(store: Store, options: MountOptions) -> Path:
+    if options.job is not None:
         store.ensure_job(options.job, time.time_ns())
     directory = store.layout.root if options.job is None else store.layout.job(options.job)
     log = directory / "daemon.log"
@@ -69,7 +75,7 @@ def _prepare(store: Store, options: MountOptions) -> Path:
 def configure_logging(verbose: bool) -> None:
     """Log to standard error: a line each, with the time."""
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
 
 def _heard(line: bytes, log: Path) -> Mounted:
@@ -90,18 +96,21 @@ def main() -> None:
 
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=MountOptions, dec_hook=lambda kind, value: kind(value))
     configure_logging(True)
-    with open(int(sys.argv[1]), "w") as answers:
+    answers = int(sys.argv[1])
+    said: list[object] = []
 
-        def say(answer: object) -> None:
-            answers.write(json.dumps(answer) + "\n")
-            answers.close()
+    def say(answer: object) -> None:
+        said.append(answer)
+        with contextlib.suppress(BrokenPipeError):  # whoever started us has gone; the mount has not
+            os.write(answers, json.dumps(answer).encode() + b"\n")
+        os.close(answers)
 
-        try:
-            serve(options, lambda mounted: say(msgspec.to_builtins(mounted, enc_hook=_as_text)))
-        except FuseCkptError as exc:
-            if answers.closed:
-                raise
-            say({"error": str(exc), "kind": type(exc).__name__})
+    try:
+        serve(options, lambda mounted: say(msgspec.to_builtins(mounted, enc_hook=_as_text)))
+    except FuseCkptError as exc:
+        if said:
+            raise
+        say({"error": str(exc), "kind": type(exc).__name__})
 
 
 def _as_text(value: object) -> str:

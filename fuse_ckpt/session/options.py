@@ -40,7 +40,7 @@ class Mounted(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """A run that has ended. `drained`: nothing is left to be committed; `problems`: what went wrong beside the command."""
+    """A run that has ended. `drained`: nothing is left to commit; `problems`: what went wrong beside the command."""
 
     exit_code: int
     run: Run

@@ -69,7 +69,7 @@ def _library() -> Finding:
 
 
 def _open(store: Path) -> Finding:
-    if not store.exists():
+    if not store.exists() or (store.is_dir() and not os.listdir(store)):
         return Finding(True, f"there is no store at {store} yet: the first run makes it")
     try:
         with Store.open(store, create=False) as opened:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.wire import Wire, forget_name
 from fuse_ckpt.session import control
 from fuse_ckpt.session.options import Mounted, MountOptions
-from fuse_ckpt.staging import Area, Committer, Settings, recover
+from fuse_ckpt.staging import Area, Committer, Settings, death_of, recover, wait_exit
 from fuse_ckpt.store import Store
 from fuse_ckpt.vfs import Filesystem, browse_filesystem, job_filesystem
 
@@ -40,6 +41,9 @@ def serve(options: MountOptions, ready: Ready) -> None:
     Raises FuseCkptError where it cannot be mounted; then nothing is changed.
     """
     os.umask(0)  # the kernel has applied the caller's
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease sends, and the default action is to die
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one descriptor for each directory that the kernel knows
     with ExitStack() as stack:
         mount.check_device()
         store = stack.enter_context(Store.open(options.store, create=options.job is not None))
@@ -57,6 +61,7 @@ class Service:
         self._area: Area | None = None
         self._committer: Committer | None = None
         self._gone = trio.Event()
+        self._command: int | None = None  # the process that the supervisor runs
         self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
         self._filesystem = self._browse() if options.job is None else self._job(options.job)
 
@@ -76,6 +81,8 @@ class Service:
             nursery.start_soon(self._announce, ready)
             await self._wire.serve()
             self._gone.set()
+            if not self._wire.stopped:
+                self._filesystem.release_all()
             await self._drain()
             nursery.cancel_scope.cancel()
         self._wire.close()
@@ -127,12 +134,24 @@ class Service:
         if question == "commit":
             await self._drain()
             return self._status()
+        if question.startswith("command "):
+            self._command = int(question.removeprefix("command "))
+            return {}
+        if question.startswith("died "):
+            process = int(question.removeprefix("died "))
+            self._note_death(process)
+            return {}
         if question in ("unmount", "unmount lazily"):
             return await self._unmount(lazy=question == "unmount lazily")
         return {"error": f"no such question: {question}"}
 
+    def _note_death(self, process: int) -> None:
+        """The supervisor waits with reaping its command, so that how it died can be seen."""
+        assert self._area is not None
+        self._area.exited(process, death_of(process))
+
     async def _unmount(self, *, lazy: bool) -> control.Answer:
-        await self._drain()
+        """Unmount; what is pending is committed once the last user has gone, for until then it may still be written."""
         try:
             mount.detach(self.mountpoint, lazy=lazy)
         except StillBound as exc:
@@ -165,12 +184,10 @@ class Service:
             self._wire.stop()
 
     async def _outlive(self, supervisor: int) -> None:
-        """Once the supervisor has died, end as soon as nobody uses the mount: its command may still be running."""
-        fd = os.pidfd_open(supervisor)
-        try:
-            await trio.lowlevel.wait_readable(fd)
-        finally:
-            os.close(fd)
+        """Once the supervisor has died and the command that it ran has ended, end as soon as nobody uses the mount."""
+        await wait_exit(supervisor)
+        if self._command is not None:
+            await wait_exit(self._command)
         while not self._gone.is_set():
             try:
                 mount.detach(self.mountpoint)

@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -65,6 +66,7 @@ def run_training(
         program = _find(command[0], environment)
         if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
             raise JobExists(job)
+        daemon.prepare(store, options)
         store.ensure_job(job, time.time_ns())
         run = store.begin_run(job, command, time.time_ns(), options.node, parent.id if parent else None)
         options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
@@ -126,9 +128,19 @@ class _Session:
             self._expose(environment)
             exit_code, status = self._execute(program, command, environment)
         finally:
-            drained = self._finish()
-            run = self._store.end_run(self._run, time.time_ns(), exit_code, status)
-        return Finished(exit_code, run, self._mounted.mountpoint, drained, tuple(self._problems))
+            drained = self._end(exit_code, status)
+        return Finished(exit_code, self._run, self._mounted.mountpoint, drained, tuple(self._problems))
+
+    def _end(self, exit_code: int, status: RunStatus) -> bool:
+        """Finish and record; whatever goes wrong now is a problem to tell, the command's exit code stands."""
+        try:
+            with _patient(self._report):
+                drained = self._finish()
+            self._run = self._store.end_run(self._run, time.time_ns(), exit_code, status)
+        except (FuseCkptError, OSError, KeyboardInterrupt) as exc:
+            self._problems.append(f"the run ended, but {exc or 'its end was not waited for'}")
+            return False
+        return drained
 
     def _expose(self, environment: dict[str, str]) -> None:
         """Set the two variables; bind the input where the environment names a place for it."""
@@ -152,6 +164,7 @@ class _Session:
     def _execute(self, program: str, command: Sequence[str], environment: dict[str, str]) -> tuple[int, RunStatus]:
         """Run the command, forward signals, and reap whatever else ends meanwhile (in a container we are pid 1)."""
         waited = _FORWARDED | {signal.SIGCHLD}
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some starters; then no child's end is ever told
         before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         try:
             try:
@@ -164,7 +177,9 @@ class _Session:
             except OSError as exc:
                 self._problems.append(f"the command {command[0]!r} cannot be started: {exc.strerror}")
                 return NotExecutable.exit_code, RunStatus.FAILED
-            code = _wait(child, waited)
+            path = self._store.layout.control(self._run.job)
+            control.ask(path, f"command {child.pid}")
+            code = _wait(child, waited, lambda: control.ask(path, f"died {child.pid}"))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if code < 0:
@@ -200,26 +215,46 @@ class _Session:
         self._store.wait_unlocked(self._run.job, 10.0)
 
 
-def _wait(child: subprocess.Popen[bytes], signals: set[signal.Signals]) -> int:
+@contextmanager
+def _patient(report: Report) -> Iterator[None]:
+    """The first signal to end is answered in words: what is pending is being committed. The second one ends."""
+    seen: list[int] = []
+
+    def heard(number: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        report("committing what is pending; once more to leave that to the daemon")
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(child: subprocess.Popen[bytes], signals: set[signal.Signals], before_reaping: Callable[[], object]) -> int:
     """The child's return code, as subprocess gives it: minus the signal that ended it."""
     while True:
         received = signal.sigwaitinfo(signals)
         if received.si_signo == signal.SIGCHLD:
-            code = _reap(child)
+            code = _reap(child, before_reaping)
             if code is not None:
                 return code
         elif received.si_code != _SI_KERNEL:  # a terminal has told the child already
             os.kill(child.pid, received.si_signo)
 
 
-def _reap(child: subprocess.Popen[bytes]) -> int | None:
+def _reap(child: subprocess.Popen[bytes], before_reaping: Callable[[], object]) -> int | None:
+    """Wait for whatever has ended; the child's return code if it is among them. How it ended can be seen until then."""
     while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return child.returncode
-        if pid == 0:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
             return None
-        if pid == child.pid:
+        if ended.si_pid == child.pid:
+            before_reaping()
+        _, status = os.waitpid(ended.si_pid, 0)
+        if ended.si_pid == child.pid:
             child.returncode = os.waitstatus_to_exitcode(status)
             return child.returncode

@@ -3,7 +3,19 @@
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.committer import Committer
 from fuse_ckpt.staging.journal import load_all, why_stuck
+from fuse_ckpt.staging.processes import UNSEEN, death_of, is_alive, wait_exit
 from fuse_ckpt.staging.recovery import recover
 from fuse_ckpt.staging.settings import Settings
 
-__all__ = ["Area", "Committer", "Settings", "load_all", "recover", "why_stuck"]
+__all__ = [
+    "UNSEEN",
+    "Area",
+    "Committer",
+    "Settings",
+    "death_of",
+    "is_alive",
+    "load_all",
+    "recover",
+    "wait_exit",
+    "why_stuck",
+]

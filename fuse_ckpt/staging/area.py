@@ -7,21 +7,25 @@ at the tree and the seal that follows it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
 from fuse_ckpt.staging import journal, policy, validate
-from fuse_ckpt.staging.drafts import Draft, OpenFile
+from fuse_ckpt.staging.drafts import Draft
 from fuse_ckpt.staging.journal import Journal, Sealed
+from fuse_ckpt.staging.open_files import OpenFile, OpenFiles
 from fuse_ckpt.staging.processes import process_of
 from fuse_ckpt.staging.sealed import SealedInodes
 from fuse_ckpt.staging.settings import Settings
 from fuse_ckpt.staging.units import UnitRules, is_companion, is_temporary
 from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
 
-LARGEST_POINTER = 4096  # bytes; a `latest` file names a directory
+_log = logging.getLogger(__name__)
+
+UNFINISHED = "-unfinished"  # NeMo's mark beside a checkpoint while it is written
 
 
 class Area:
@@ -44,7 +48,7 @@ class Area:
         self._pending = pending
         self._settings = settings
         self._periods = settings.periods
-        self._open: dict[InodeKey, OpenFile] = {}
+        self._open = OpenFiles()
         self.sealed = SealedInodes()
         self._gone: set[int] = set()  # writers that have exited
 
@@ -58,85 +62,73 @@ class Area:
 
     # -- what happens in the output directory -------------------------------------------------------------------------
 
-    def opened(self, path: str, key: InodeKey, task: int, *, changed: bool) -> None:
-        """A file was opened for writing; `changed`: created or truncated by that."""
+    def opened(self, path: str, key: InodeKey, task: int, *, changed: bool) -> int:
+        """A file was opened for writing; `changed`: created or truncated by that. Returns the writer's process."""
         process = process_of(task)
-        file = self._open.setdefault(key, OpenFile(path))
-        file.handles += 1
-        file.processes.add(process)
+        self._open.opened(path, key, process, changed=changed)
         self._gone.discard(process)
         unit = self.rules.member_of(path)
         if unit is None:
-            return
+            return process
         if changed and (self.rules.unit_of(path) is not None or unit in self.drafts):
             self._touch(unit, process)
         self._hint_others(unit, process)
+        return process
 
-    def released(self, key: InodeKey, *, changed: bool, names: Iterable[str] = ()) -> None:
+    def released(self, key: InodeKey, *, changed: bool, death: str | None = None, names: Iterable[str] = ()) -> None:
         """The last close of one open file description. `changed`: its bytes are not those before it was opened.
 
-        `names`: all that are known of it where there are several, since each may belong to another unit.
+        `death`: how its writer died, where only that closed it. `names`: all that are known of it where there are
+        several, since each may belong to another unit.
         """
-        file = self._open.get(key)
+        file = self._open.released(key, changed=changed, death=death)
         if file is None:
             return
-        file.handles -= 1
-        if file.handles == 0:
-            del self._open[key]
-        if file.path is None:
-            self.wake()
-            return
-        for path in {file.path, *names} if changed else ():
+        for path in {file.path, *names} if changed and file.path is not None else ():
             unit = self.rules.unit_of(path)
             if unit is not None:
                 self._touch(unit, *file.processes).closed(self.clock(), _below(unit, path))
             elif is_companion(path):
-                self._hint_named(self._pointer(path))
+                self.pointed(self.tree.pointer(path))
         self.wake()
 
     def renamed(self, old: str, new: str, task: int, *, directory: bool) -> None:
         """`old` is `new` now, and whatever `new` was has gone."""
-        for file in self._open.values():
-            file.renamed(old, new)
+        self._open.renamed(old, new)
         if directory:
             self._directory_renamed(old, new, task)
             return
         left = self.rules.member_of(old)
         if left is not None and left != self.rules.unit_of(new):
-            self._drop_if_empty(left)
-        self._arrived(new, task)
+            self._lost(left, old)
+        self.arrived(new, task)
 
     def exchanged(self, one: str, other: str, task: int) -> None:
         """Two names were swapped (renameat2, RENAME_EXCHANGE)."""
-        for file in self._open.values():
-            file.exchanged(one, other)
+        self._open.exchanged(one, other)
         for path in (one, other):
             found = self.tree.look(path)
             if found is not None and found.kind is Kind.DIRECTORY:
                 self._directory_renamed(path, path, task)
             else:
-                self._arrived(path, task)
+                self.arrived(path, task)
 
     def removed(self, path: str, task: int) -> None:
         """A name has gone."""
-        for file in self._open.values():
-            file.removed(path)
+        self._open.removed(path)
         unit = self.rules.member_of(path)
         if unit is not None and self.drafts:
-            self._drop_if_empty(unit)
+            self._lost(unit, path)
             self._hint_others(unit, process_of(task))
         self.wake()
 
-    def linked(self, path: str, task: int) -> None:
-        """A hard link `path` to a file that exists: a member by its own name."""
-        self._arrived(path, task)
-
-    def pointed(self, target: str) -> None:
-        """A symlink to `target` was made: whatever it names is done."""
-        self._hint_named(target)
-
-    def exited(self, process: int) -> None:
+    def exited(self, process: int, death: str | None = None) -> None:
+        """A writer is no more; `death`: how it died, if not by its own will."""
         self._gone.add(process)
+        if death is not None:
+            for draft in self.drafts.values():
+                if process in draft.processes and policy.may_lack_members(draft.view(self)):
+                    draft.abandoned = draft.abandoned or death
         self.wake()
 
     def about_to_lose(self, path: str, *, rewritten: bool) -> None:
@@ -148,13 +140,16 @@ class Area:
         draft = self.drafts.get(unit) if unit is not None else None
         if unit is None or draft is None or not self._may_be_lost(draft, rewritten):
             return
-        if draft.incomplete_at == draft.version or self.tree.look(path) is None:
+        if draft.incomplete_at == draft.progress or self.tree.look(path) is None:
             return
-        scan, fault = self.inspect(unit)
-        if fault is not None or not scan.files:
-            draft.incomplete_at = draft.version
-            return
-        self.seal(unit, scan, None)
+        try:
+            scan, fault = self.inspect(unit)
+            if fault is not None or not scan.files:
+                draft.incomplete_at = draft.progress
+            else:
+                self.seal(unit, scan, None)
+        except OSError as exc:  # on a full disk rotation must still be able to free something
+            _log.error("cannot keep %r, which is being removed before it was committed: %s", unit.name, exc)
 
     def lost_below(self, directory: str) -> None:
         """Called before a directory is renamed over or away: every complete unit in it is sealed first."""
@@ -171,7 +166,7 @@ class Area:
             (max(when, not_before.get(unit, when)), unit)
             for unit, draft in self.drafts.items()
             if (when := policy.due(draft.view(self), self._periods)) is not None
-            and (draft.incomplete_at != draft.version or self.is_over(unit))
+            and (draft.incomplete_at != draft.progress or self.is_over(unit))
         ]
         return min(times, key=lambda pair: pair[0], default=None)
 
@@ -181,17 +176,31 @@ class Area:
         return view.finishing or (view.live_writers is False and not view.open_writers)
 
     def finish(self) -> None:
-        """Nothing more will be written: every draft without an open writer is due."""
-        for draft in self.drafts.values():
-            draft.finishing = True
+        """Every draft without an open writer is due; one that is written again is not any more."""
+        for unit, draft in self.drafts.items():
+            draft.finishing = not any(self.open_in(unit))
         self.wake()
+
+    def is_finishing(self) -> bool:
+        """Whether something that `finish` made due is still to be sealed or committed."""
+        return bool(self.queue) or any(draft.finishing for draft in self.drafts.values())
 
     def inspect(self, unit: Unit) -> tuple[Scan, str | None]:
         """The unit as it lies in the tree, and what it lacks to be whole. Reads a little of each file."""
-        scan = self.tree.scan(unit, frozenset(self._open))
+        scan = self.tree.scan(unit, self._open.keys())
         if scan.temporary:
             return scan, f"a temporary file is left in it: {scan.temporary[0]}"
-        return scan, validate.fault_of(self.tree.root_fd, [found.path for found in scan.files])
+        return scan, self._torn(unit, scan) or validate.fault_of(self.tree.root_fd, [f.path for f in scan.files])
+
+    def _torn(self, unit: Unit, scan: Scan) -> str | None:
+        for found in scan.files:
+            death = self._open.death_of(found.key)
+            if death is not None and found.key not in self.sealed:
+                return f"{found.path} was not closed by its program: {death}"
+        draft = self.drafts.get(unit)
+        if draft is None or draft.abandoned is None:
+            return None
+        return f"{draft.abandoned} before it was seen to be finished"
 
     def seal(self, unit: Unit, scan: Scan, failure: str | None) -> bool:
         """Seal the draft of `unit`; False where somebody can still write one of its files."""
@@ -218,7 +227,7 @@ class Area:
 
     def open_in(self, unit: Unit) -> Iterator[OpenFile]:
         """The files of a unit that are open for writing, those under temporary names with them."""
-        return (f for f in self._open.values() if f.path is not None and self._is_part_of(f.path, unit))
+        return (f for f in self._open if f.path is not None and self._is_part_of(f.path, unit))
 
     def size_of(self, unit: Unit) -> int:
         """Bytes of the unit's files as they lie in the tree."""
@@ -241,12 +250,12 @@ class Area:
             self.watch(process)
         return draft
 
-    def _arrived(self, path: str, task: int) -> None:
-        """A file got its name, with all its bytes unless it is still open."""
+    def arrived(self, path: str, task: int) -> None:
+        """A file got a name, by a link or a rename, with all its bytes unless it is still open."""
         unit = self.rules.unit_of(path)
         if unit is not None:
             draft = self._touch(unit, process_of(task))
-            if not any(file.path == path for file in self._open.values()):
+            if not any(file.path == path for file in self._open):
                 draft.closed(self.clock(), _below(unit, path))
         self.wake()
 
@@ -262,27 +271,27 @@ class Area:
     def _may_be_lost(self, draft: Draft, rewritten: bool) -> bool:
         return policy.may_be_lost(draft.view(self), self.clock(), self._periods, rewritten=rewritten)
 
-    def _drop_if_empty(self, unit: Unit) -> None:
-        if unit in self.drafts and not any(f.kind is Kind.FILE for f in self.tree.scan(unit).members):
+    def _lost(self, unit: Unit, path: str) -> None:
+        draft = self.drafts.get(unit)
+        if draft is None:
+            return
+        if not self.tree.scan(unit).files:
             del self.drafts[unit]
+            return
+        draft.lost(self.clock(), marker=is_temporary(path) or path.endswith(UNFINISHED))
 
     def _hint_others(self, unit: Unit, process: int) -> None:
         for other, draft in self.drafts.items():
             if other != unit and process in draft.processes:
                 draft.hinted = True
 
-    def _hint_named(self, target: str) -> None:
+    def pointed(self, target: str) -> None:
+        """A symlink or a `latest` file names `target`: that is done."""
         name = target.strip().rstrip("/").rpartition("/")[2]
         for unit, draft in self.drafts.items():
             if name and unit.name.rpartition("/")[2] == name:
                 draft.hinted = True
         self.wake()
-
-    def _pointer(self, path: str) -> str:
-        found = self.tree.look(path)
-        if found is None or found.kind is not Kind.FILE or found.size > LARGEST_POINTER:
-            return ""
-        return self.tree.text(path, LARGEST_POINTER)
 
 
 def _below(unit: Unit, path: str) -> str:

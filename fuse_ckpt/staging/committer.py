@@ -6,12 +6,15 @@ again."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import trio
 from msgspec import Struct
 
@@ -21,11 +24,14 @@ from fuse_ckpt.model import Checkpoint, Entry, InodeKey, Kind, NewCheckpoint, St
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.journal import Linked, Sealed
 from fuse_ckpt.staging.processes import UNSEEN, wait_exit
-from fuse_ckpt.store import Store
+from fuse_ckpt.store import Adopted, Store
 
 _log = logging.getLogger(__name__)
 
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
 DRAIN_PATIENCE = 10.0  # seconds
+RETRY_COMMIT = 30.0  # seconds; the disk may have room by then
 RETRY_FAILED = 10.0  # seconds; the tree could not be read or linked
 RETRY_SEAL = 1.0  # seconds; somebody can still write a member, though no handle of the mount is open
 
@@ -42,7 +48,7 @@ class Statistics(Struct):
 
     committed: int = 0
     failed: int = 0  # published as `failed`
-    stuck: int = 0  # could not be committed; left in pending/
+    stuck: int = 0  # could not be committed and wait in pending/
     bytes: int = 0
     last_error: str = ""
 
@@ -58,6 +64,7 @@ class Committer:
         self._wakeup = trio.Event()
         self._idle = trio.Condition()
         self._watched: set[int] = set()
+        self._stuck: dict[Path, tuple[float, Sealed]] = {}  # could not be committed, and when to try again
         self._refused: dict[Unit, float] = {}  # units that somebody can still write, and when to ask again
         area.wake = self._wake
 
@@ -79,9 +86,11 @@ class Committer:
         A draft that somebody can still write after DRAIN_PATIENCE stays in the working tree for the next mount.
         """
         self._area.finish()
-        deadline = self._area.clock() + DRAIN_PATIENCE
+        self._requeue(math.inf)
         async with self._idle:
-            while self._area.queue or (self._area.due({}) is not None and self._area.clock() < deadline):
+            await self._idle.wait()
+            deadline = self._area.clock() + DRAIN_PATIENCE
+            while self._area.is_finishing() and self._area.clock() < deadline:
                 await self._idle.wait()
 
     def _wake(self) -> None:
@@ -93,12 +102,13 @@ class Committer:
             nursery.start_soon(self._wait_exit, process)
 
     async def _wait_exit(self, process: int) -> None:
-        await wait_exit(process)
+        death = await wait_exit(process)
         self._watched.discard(process)
-        self._area.exited(process)
+        self._area.exited(process, death)
 
     async def _step(self) -> bool:
         """Do one thing that is due; False if nothing is."""
+        self._requeue(self._area.clock())
         if self._area.queue:
             await self._commit(self._area.queue[0])
             return True
@@ -119,7 +129,15 @@ class Committer:
 
     def _patience(self) -> float:
         due = self._area.due(self._refused)
-        return math.inf if due is None else max(0.0, due[0] - self._area.clock())
+        times = [when for when, _ in self._stuck.values()] + ([due[0]] if due is not None else [])
+        return max(0.0, min(times, default=math.inf) - self._area.clock())
+
+    def _requeue(self, now: float) -> None:
+        """Try the drafts again that could not be committed and whose time has come."""
+        for path, (when, sealed) in list(self._stuck.items()):
+            if when <= now and when != math.inf:
+                del self._stuck[path]
+                self._area.queue.append(sealed)
 
     async def _seal(self, unit: Unit) -> None:
         draft = self._area.drafts[unit]
@@ -130,7 +148,7 @@ class Committer:
         if not scan.files:
             del self._area.drafts[unit]
         elif fault is not None and not self._area.is_over(unit):
-            draft.incomplete_at = version
+            draft.incomplete_at = draft.progress
         elif not self._area.seal(unit, scan, fault):
             self._refused[unit] = self._area.clock() + RETRY_SEAL
 
@@ -138,9 +156,11 @@ class Committer:
         try:
             committed = await trio.to_thread.run_sync(commit, self._store, self._job, sealed)
         except Exception as exc:  # a draft that cannot be committed must not end the task, and with it the mount
-            self._stuck(sealed, exc)
             self._area.queue.remove(sealed)
+            self._put_aside(sealed, exc)
             return
+        finally:
+            self.statistics.stuck = len(self._stuck)
         self._area.queue.remove(sealed)
         self._area.sealed.settle(sealed, committed.blobs)
         checkpoint = committed.checkpoint
@@ -154,14 +174,18 @@ class Committer:
             self.statistics.committed += 1
             _log.info("committed %s %r, %d bytes", checkpoint.id, checkpoint.name, checkpoint.size)
 
-    def _stuck(self, sealed: Sealed, exc: Exception) -> None:
-        self.statistics.stuck += 1
+    def _put_aside(self, sealed: Sealed, exc: Exception) -> None:
+        """Keep a draft that could not be committed. After an error of the disk no later fsync can be trusted here."""
+        again = isinstance(exc, CommitFailed) or (isinstance(exc, OSError) and exc.errno in _PASSING)
+        self._stuck[sealed.directory] = (self._area.clock() + RETRY_COMMIT if again else math.inf, sealed)
         self.statistics.last_error = f"{sealed.journal.unit.name or 'the root checkpoint'}: {exc}"
         sealed.note_error(str(exc))
+        if isinstance(exc, OSError) and not again:
+            sealed.distrust()
+        when = f"in {RETRY_COMMIT:.0f} s" if again else "at the next mount"
         _log.error(
-            "cannot commit %r; it is kept in %s and tried again at the next mount: %s",
-            sealed.journal.unit.name, sealed.directory, exc, exc_info=_traceback(exc),
-        )  # fmt: skip
+            "cannot commit %r, tried again %s: %s", sealed.journal.unit.name, when, exc, exc_info=_traceback(exc)
+        )
 
 
 def _traceback(error: Exception) -> Exception | None:
@@ -180,14 +204,20 @@ def commit(store: Store, job: str, sealed: Sealed) -> Committed:
         entries: list[Entry] = []
         companions: list[Entry] = []
         inodes: dict[InodeKey, str] = {}
+        failure = journal.failure
         for linked in journal.files:
-            digest = _adopt(store, sealed, linked, inodes) if linked.link else ""
-            (companions if linked.companion else entries).append(linked.entry(journal.unit.prefix, digest))
+            entry = linked.entry(journal.unit.prefix, "")
+            if linked.link:
+                adopted = _adopt(store, sealed, linked, inodes)
+                entry = msgspec.structs.replace(entry, digest=adopted.digest, size=adopted.size)
+                if adopted.size != linked.size:  # a power cut took what close() had not made durable
+                    failure = failure or f"{linked.path} had {linked.size} bytes when it was sealed, now {adopted.size}"
+            (companions if linked.companion else entries).append(entry)
         checkpoint = None
         if not _is_known(store, job, sealed, entries):
             new = NewCheckpoint(
                 job, journal.unit, journal.node, journal.created_ns, _metadata_of(sealed), tuple(entries),
-                tuple(companions), tuple(inodes.items()), journal.parent, journal.run, journal.failure,
+                tuple(companions), tuple(inodes.items()), journal.parent, journal.run, failure,
                 sealed.directory.name,
             )  # fmt: skip
             checkpoint = store.publish(new)
@@ -195,17 +225,15 @@ def commit(store: Store, job: str, sealed: Sealed) -> Committed:
     return Committed(checkpoint, tuple(inodes))
 
 
-def _adopt(store: Store, sealed: Sealed, linked: Linked, inodes: dict[InodeKey, str]) -> str:
+def _adopt(store: Store, sealed: Sealed, linked: Linked, inodes: dict[InodeKey, str]) -> Adopted:
     known = store.known_digest(linked.key)
     if known is not None:
-        inodes[linked.key] = known
-        return known
-    adopted = store.adopt(sealed.source(linked))
-    if adopted.size != linked.size:
-        raise CommitFailed(f"{linked.path} had {linked.size} bytes when it was sealed and has {adopted.size} now")
+        adopted = Adopted(known, linked.size, True, linked.key)
+    else:
+        adopted = (store.adopt_copy if sealed.is_distrusted() else store.adopt)(sealed.source(linked))
     if adopted.linked:
         inodes[adopted.inode] = adopted.digest
-    return adopted.digest
+    return adopted
 
 
 def _is_known(store: Store, job: str, sealed: Sealed, entries: list[Entry]) -> bool:

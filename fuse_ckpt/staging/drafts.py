@@ -8,36 +8,8 @@ from typing import Protocol
 
 from fuse_ckpt.model import Unit
 from fuse_ckpt.staging import policy
+from fuse_ckpt.staging.open_files import OpenFile
 from fuse_ckpt.staging.processes import UNSEEN
-
-
-class OpenFile:
-    """An inode that is open for writing, under the name that it has now (None: it has none any more)."""
-
-    def __init__(self, path: str) -> None:
-        self.path: str | None = path
-        self.handles = 0
-        self.processes: set[int] = set()
-
-    def renamed(self, old: str, new: str) -> None:
-        if self.path == new:  # replaced
-            self.path = None
-        elif self.path == old:
-            self.path = new
-        elif self.path is not None and self.path.startswith(old + "/"):
-            self.path = new + self.path[len(old) :]
-
-    def exchanged(self, one: str, other: str) -> None:
-        path = self.path
-        if path is None:
-            return
-        for here, there in ((one, other), (other, one)):
-            if path == here or path.startswith(here + "/"):
-                self.path = there + path[len(here) :]
-
-    def removed(self, path: str) -> None:
-        if self.path == path:
-            self.path = None
 
 
 class Surroundings(Protocol):
@@ -62,14 +34,23 @@ class Draft:
         self.hinted = False
         self.finishing = False
         self.recovered = False
+        self.abandoned: str | None = None  # how one of its writers died, perhaps between two files
         self.version = 0  # rises with every change
-        self.incomplete_at = -1  # the version that was looked at and found not to be whole
+        self.progress = 0  # rises with every change that may have made it whole
+        self.incomplete_at = -1  # the progress at which it was looked at and found not to be whole
 
     def changed(self, now: float, processes: Iterable[int]) -> None:
         self.last_change = now
         self.version += 1
+        self.progress += 1
         self.processes.update(processes)
-        self.renamed_into_place = self.hinted = self.recovered = False
+        self.renamed_into_place = self.hinted = self.recovered = self.finishing = False
+
+    def lost(self, now: float, *, marker: bool) -> None:
+        """A name in it has gone; `marker`: one that said that it was not finished, so that it may be whole now."""
+        self.last_change = now
+        self.version += 1
+        self.progress += marker
 
     def closed(self, now: float, newest: str) -> None:
         """A member was closed, or got its name by a rename or a link."""

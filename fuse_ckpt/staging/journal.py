@@ -6,8 +6,10 @@ never happened, and may be dropped: whoever wanted to destroy a member was still
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -20,8 +22,11 @@ from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Entry, InodeKey, Kind, Unit
 from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
 
+_log = logging.getLogger(__name__)
+
 _JOURNAL = "journal.json"
 _ERROR = "error"
+_UNSYNCED = "unsynced"
 
 
 class Linked(Struct, frozen=True):
@@ -82,9 +87,17 @@ class Sealed(Struct, frozen=True):
     def note_error(self, text: str) -> None:
         """Leave beside the journal why it could not be committed; best effort, the disk may be the reason."""
         try:
-            (self.directory / _ERROR).write_text(text)
+            (self.directory / _ERROR).write_text(text, errors="backslashreplace")
         except OSError:
             return
+
+    def distrust(self) -> None:
+        """Note that an fsync of a member failed: the kernel may have dropped what it could not write. Best effort."""
+        with contextlib.suppress(OSError):
+            (self.directory / _UNSYNCED).touch()
+
+    def is_distrusted(self) -> bool:
+        return (self.directory / _UNSYNCED).exists()
 
     def discard(self) -> None:
         """Remove the links and the journal; the journal first, so that a half-removed draft is no draft."""
@@ -121,6 +134,9 @@ def load_all(pending: Path, *, clean: bool) -> list[Sealed]:
         except (FileNotFoundError, NotADirectoryError):
             if clean:
                 shutil.rmtree(directory, ignore_errors=True)
+        except (ValueError, msgspec.MsgspecError) as exc:  # torn by a power cut; its links may be the only copy
+            if clean:
+                _log.warning("%s has a journal that cannot be read, it is kept but not committed: %s", directory, exc)
     return sorted(found, key=lambda sealed: sealed.journal.sealed_ns)
 
 

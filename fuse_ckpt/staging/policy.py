@@ -89,3 +89,10 @@ def may_be_lost(draft: Draft, now: float, settings: QuietPeriods, *, rewritten: 
     if not rewritten or (draft.unit.shape is Shape.FLAT and not is_set(draft.unit)):
         return True
     return is_marker(draft.unit, draft.newest) or now - draft.last_change >= settings.marker
+
+
+def may_lack_members(draft: Draft) -> bool:
+    """Whether a writer that dies now may have died between two files: a set without its family's marker."""
+    if draft.unit.shape is Shape.FLAT and not is_set(draft.unit):
+        return False
+    return not draft.renamed_into_place and not is_marker(draft.unit, draft.newest)

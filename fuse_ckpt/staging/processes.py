@@ -6,6 +6,8 @@ import os
 
 import trio
 
+_RETRY = 1.0  # seconds
+_PF_EXITING = 0x4  # linux/sched.h
 UNSEEN = 0  # a process of another pid namespace, or one that has gone already
 
 
@@ -26,13 +28,48 @@ def process_of(task: int) -> int:
     return UNSEEN
 
 
-async def wait_exit(process: int) -> None:
-    """Return when `process` has exited, at once if there is none."""
+def death_of(process: int) -> str | None:
+    """How `process` is dying, if it is and not by its own will; None for one that lives, or ends with status 0.
+
+    Asked while a file is closed: the kernel closes what a process leaves open, which looks like any other close, but
+    the process waits for the answer with PF_EXITING set and its exit code in place (proc_pid_stat(5), fields 9 and 52).
+    """
+    flags, code = _state_of(process)
+    if not flags & _PF_EXITING or code == 0:
+        return None
+    number = code & 0x7F
+    return f"its writer was killed by signal {number}" if number else f"its writer exited with status {code >> 8}"
+
+
+def is_alive(process: int) -> bool:
+    """Whether `process` is there and not exiting; an UNSEEN one counts as alive."""
+    return process == UNSEEN or not _state_of(process)[0] & _PF_EXITING
+
+
+def _state_of(process: int) -> tuple[int, int]:
+    """The flags and the exit code of a process; one that has gone is exiting with 0."""
+    if process == UNSEEN:
+        return 0, 0
     try:
-        fd = os.pidfd_open(process)
-    except OSError:
-        return
+        with open(f"/proc/{process}/stat", "rb") as status:
+            fields = status.read().rpartition(b")")[2].split()
+        return int(fields[6]), int(fields[49])
+    except (OSError, ValueError, IndexError):
+        return _PF_EXITING, 0
+
+
+async def wait_exit(process: int) -> str | None:
+    """Return when `process` has exited, at once if there is none: how it died, if that can still be seen."""
+    while True:
+        try:
+            fd = os.pidfd_open(process)
+            break
+        except ProcessLookupError:
+            return None
+        except OSError:  # no descriptor to be had just now
+            await trio.sleep(_RETRY)
     try:
         await trio.lowlevel.wait_readable(fd)
+        return death_of(process)  # until its parent has waited for it
     finally:
         os.close(fd)

@@ -13,8 +13,7 @@ from fuse_ckpt.store import Store
 def recover(area: Area, store: Store, job: str, pending: Path) -> None:
     """Learn which inodes of the working tree are blobs, queue the drafts in `pending`, and find what is uncommitted."""
     scans = {unit: area.tree.scan(unit) for unit in area.tree.units()}
-    keys = {found.key for scan in scans.values() for found in (*scan.files, *scan.companions)}
-    blobs = store.sealed_inodes(keys)
+    blobs = store.sealed_inodes(area.tree.linked_inodes())
     area.sealed.add_blobs(blobs)
     for sealed in load_all(pending, clean=True):
         area.add_sealed(sealed)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
 from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_temporary
 
+LARGEST_POINTER = 4096  # bytes
 LARGEST_COMPANION = 1 << 20  # bytes; a pointer or a helper script, never weights
 
 
@@ -29,6 +30,7 @@ class Found(Struct, frozen=True):
     size: int
     mtime_ns: int
     key: InodeKey
+    links: int
     target: str = ""
 
 
@@ -79,16 +81,16 @@ class WorkTree:
             return None
         key = InodeKey(status.st_dev, status.st_ino)
         size = status.st_size if kind is Kind.FILE else 0
-        return Found(path, kind, stat.S_IMODE(status.st_mode), size, status.st_mtime_ns, key, target)
+        return Found(path, kind, stat.S_IMODE(status.st_mode), size, status.st_mtime_ns, key, status.st_nlink, target)
 
-    def text(self, path: str, limit: int) -> str:
-        """The first `limit` bytes of a file, as text; "" where it cannot be read."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.root_fd)
-        except OSError:
+    def pointer(self, path: str) -> str:
+        """What a small text file says, as a `latest` file names a directory; "" for any other."""
+        found = self.look(path)
+        if found is None or found.kind is not Kind.FILE or found.size > LARGEST_POINTER:
             return ""
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.root_fd)
         with open(fd, "rb") as file:
-            return os.fsdecode(file.read(limit))
+            return os.fsdecode(file.read(LARGEST_POINTER))
 
     def units(self) -> Iterator[Unit]:
         """Every unit that the tree holds now, each once."""
@@ -103,6 +105,12 @@ class WorkTree:
         """Every unit that has a file below `directory`, each once."""
         seen = {self._rules.unit_of(path) for path in self._files_below(directory)}
         yield from (unit for unit in seen if unit is not None)
+
+    def linked_inodes(self) -> set[InodeKey]:
+        """The inodes of all files with more than one link, whatever their names: every blob is among them."""
+        found = (self.look(path) for path in self._files_below("."))
+        keys = ((one.key, one.links) for one in found if one is not None and one.kind is Kind.FILE)
+        return {key for key, links in keys if links > 1}
 
     def is_written(self, found: Found) -> bool:
         """Whether any process may still write the file: a writable descriptor or shared mapping exists somewhere.

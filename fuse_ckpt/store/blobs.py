@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from blake3 import blake3
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fuse_ckpt.errors import CommitFailed
 from fuse_ckpt.faults import fault
@@ -53,12 +54,23 @@ class Blobs:
             os.fdatasync(fd)
             digest = digest_of(fd)
             after = os.fstat(fd)
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            if before.st_size != after.st_size:  # its times may change, nobody can write it
                 raise CommitFailed(f"{source} changed while it was committed.")
             linked = self._keep(fd, after, digest)
             return Adopted(digest, after.st_size, linked, InodeKey(after.st_dev, after.st_ino))
         finally:
             os.close(fd)
+
+    def adopt_copy(self, source: Path) -> Adopted:
+        """As `adopt`, of bytes written anew: an earlier fsync of `source` failed, and no later one can be trusted."""
+        half_made = self._layout.tmp / uuid4().hex
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            copy_file(fd, half_made)
+            return replace(self.adopt(half_made), linked=False)
+        finally:
+            os.close(fd)
+            half_made.unlink(missing_ok=True)
 
     def holds(self, digest: str, size: int) -> bool:
         """Whether the blob is there with that size (its bytes are not read)."""

@@ -122,6 +122,10 @@ class Store(Jobs):
         """
         return self._blobs.adopt(source)
 
+    def adopt_copy(self, source: Path) -> Adopted:
+        """As `adopt`, for a file whose fsync has failed before: its bytes are written anew. `linked` is False."""
+        return self._blobs.adopt_copy(source)
+
     def publish(self, new: NewCheckpoint) -> Checkpoint:
         """Make an adopted checkpoint exist: mint its id, write its manifest, record it in one transaction.
 

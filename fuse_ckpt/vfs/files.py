@@ -12,26 +12,34 @@ import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import trio
 
 from fuse_ckpt.model import InodeKey
+from fuse_ckpt.staging import UNSEEN, death_of, is_alive
 from fuse_ckpt.vfs.attributes import Attributes, Caller
 from fuse_ckpt.vfs.inodes import Inode, WorkInode
 from fuse_ckpt.vfs.output import OutputTree
 
 _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
+_AGAIN = 1.0  # seconds within which the kernel has repeated a call that was answered ESTALE
 _COPY_STEP = 1 << 27  # bytes a call of copy_file_range
 
 
 @dataclass(slots=True)
 class Handle:
-    """An open file description. `before`: size and mtime at its opening; None where opening it changed the file."""
+    """An open file description. `before`: its file's state at its opening; None where opening it changed the file.
+
+    `process` opened it; `death`: how that was dying when it last closed a descriptor of it.
+    """
 
     inode: Inode
     fd: int
     writable: bool = False
-    before: tuple[int, int] | None = None
+    before: tuple[int, int, int] | None = None
+    process: int = UNSEEN
+    death: str | None = None
 
 
 class WorkFiles:
@@ -46,6 +54,7 @@ class WorkFiles:
         self._scratch = scratch
         self._forget_name = forget_name
         self._serial = 0
+        self._stale: dict[int, float] = {}  # tasks that were answered ESTALE, and when
 
     def create(self, parent: WorkInode, name: bytes, mode: int, caller: Caller) -> tuple[Handle, Attributes]:
         attributes, fd = self._tree.create(parent, name, mode, caller)
@@ -54,41 +63,48 @@ class WorkFiles:
         inode.backing.writable = fd
         inode.backing.writers += 1
         inode.handles += 1
-        self._area.opened(self._tree.path(parent, name), inode.inode_key, caller.task, changed=True)
-        return Handle(inode, fd, True), attributes
+        process = self._area.opened(self._tree.path(parent, name), inode.inode_key, caller.task, changed=True)
+        return Handle(inode, fd, True, process=process), attributes
 
     async def open(self, inode: WorkInode, flags: int, caller: Caller) -> Handle:
         truncate = bool(flags & os.O_TRUNC)
         if flags & os.O_ACCMODE == os.O_RDONLY and not truncate:
             return self._open_to_read(inode)
-        path = os.fsdecode(inode.path()) if inode.names else None
-        if truncate and path is not None:
-            self._area.about_to_lose(path, rewritten=True)
-        if inode.inode_key in self._area.sealed:
-            await self._break(inode, 0 if truncate else None)
+        if truncate:
+            self._about_to_lose(inode, caller)
+        await self._unseal(inode, 0 if truncate else None, caller)
         handle = self._open_to_write(inode, flags)
         if truncate:
             os.ftruncate(handle.fd, 0)
             handle.before = None
-        if path is not None:
-            self._area.opened(path, inode.inode_key, caller.task, changed=truncate)
+        if inode.names:
+            path = os.fsdecode(inode.path())
+            handle.process = self._area.opened(path, inode.inode_key, caller.task, changed=truncate)
         return handle
+
+    def flush(self, handle: Handle) -> None:
+        """A descriptor is closed, and whoever closes it waits for us: the moment to see whether its process is dying.
+
+        A forked worker's death is not its parent's, so only the process that opened the file is looked at.
+        """
+        if handle.writable:
+            death = death_of(handle.process)
+            if death is not None or is_alive(handle.process):  # else a worker closes what its dead parent left
+                handle.death = death
 
     async def truncate(self, inode: WorkInode, size: int, handle: Handle | None, caller: Caller) -> None:
         """Set a file's size, by an open handle or by path."""
         if handle is not None:
             os.ftruncate(handle.fd, size)
             return
-        path = os.fsdecode(inode.path()) if inode.names else None
-        if path is not None and size < self._tree.status(inode).st_size:
-            self._area.about_to_lose(path, rewritten=True)
-        if inode.inode_key in self._area.sealed:
-            await self._break(inode, size)
+        if size < self._tree.status(inode).st_size:
+            self._about_to_lose(inode, caller)
+        await self._unseal(inode, size, caller)
         own = self._open_to_write(inode, os.O_WRONLY)
         try:
             os.ftruncate(own.fd, size)
-            if path is not None:
-                self._area.opened(path, inode.inode_key, caller.task, changed=True)
+            if inode.names:
+                self._area.opened(os.fsdecode(inode.path()), inode.inode_key, caller.task, changed=True)
         finally:
             self.release(own)
 
@@ -99,12 +115,12 @@ class WorkFiles:
         changed = False
         if handle.writable:
             status = os.fstat(handle.fd)
-            changed = handle.before != (status.st_size, status.st_mtime_ns)
+            changed = handle.before != _state(status)
         inode.backing.release(handle.writable)
         inode.handles -= 1
         if handle.writable:
             others = [self._tree.path(parent, name) for parent, name in inode.names] if len(inode.names) > 1 else []
-            self._area.released(inode.inode_key, changed=changed, names=others)
+            self._area.released(inode.inode_key, changed=changed, death=handle.death, names=others)
         self._tree.table.settle(inode)
 
     def _open_to_read(self, inode: WorkInode) -> Handle:
@@ -126,8 +142,7 @@ class WorkFiles:
                 backing.writable = self._descriptor(inode, os.O_WRONLY)
         backing.writers += 1
         inode.handles += 1
-        status = os.fstat(backing.writable)
-        return Handle(inode, backing.writable, True, (status.st_size, status.st_mtime_ns))
+        return Handle(inode, backing.writable, True, _state(os.fstat(backing.writable)))
 
     def _descriptor(self, inode: WorkInode, flags: int) -> int:
         flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO put there behind our back must not stop the mount
@@ -143,23 +158,33 @@ class WorkFiles:
 
     # -- breaking a seal ----------------------------------------------------------------------------------------------
 
-    async def _break(self, inode: WorkInode, size: int | None) -> None:
-        """Give the names of a sealed inode to a new one with its first `size` bytes (None: all); raises ESTALE."""
+    async def _unseal(self, inode: WorkInode, size: int | None, caller: Caller) -> None:
+        """Make a sealed inode's names those of a file that may be written: its first `size` bytes, or all (None).
+
+        Where nobody has the inode open, its node id goes over to the new file, and the caller goes on. Where somebody
+        has, that one keeps the old bytes, and the answer is ESTALE. It may come once only for one system call, so that
+        one is remembered.
+        """
         async with inode.breaking:
             if inode.names and inode.inode_key in self._area.sealed:
                 self._serial += 1
                 fresh = f"{self._scratch}/break-{os.getpid()}-{self._serial}"
                 source = self._descriptor(inode, os.O_RDONLY)
                 try:
-                    await trio.to_thread.run_sync(_copy, source, fresh, size)
+                    if size == 0:  # in this step: nothing can come between
+                        _copy(source, fresh, size)
+                    else:
+                        await trio.to_thread.run_sync(_copy, source, fresh, size)
                     self._replace(inode, fresh)
                 finally:
                     os.close(source)
                     _remove(fresh)
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if not inode.names or inode.inode_key in self._area.sealed:
+            self._answered_stale(caller)
 
     def _replace(self, inode: WorkInode, fresh: str) -> None:
         status = os.stat(fresh)
+        key = InodeKey(status.st_dev, status.st_ino)
         names = self._all_names(inode)
         for number, (parent, name) in enumerate(names):
             times = os.fstat(parent.descriptor)
@@ -170,12 +195,28 @@ class WorkFiles:
             finally:
                 _remove(spare)
             os.utime(f"/proc/self/fd/{parent.descriptor}", ns=(times.st_atime_ns, times.st_mtime_ns))
-            parent.forget_name(name)
             self._area.sealed.names_changed(inode.inode_key, -1)
+        self._area.sealed.created(key)
+        if inode.handles == 0:
+            self._tree.table.rekey(inode, key)
+            inode.inode_key = key
+            return
+        for parent, name in names:
+            parent.forget_name(name)
             if len(names) > 1:  # with one name it is the one that the kernel is about to look up again
                 self._forget_name(parent.nid, name)
-        self._area.sealed.created(InodeKey(status.st_dev, status.st_ino))
-        self._tree.table.settle(inode)
+
+    def _about_to_lose(self, inode: WorkInode, caller: Caller) -> None:
+        """Have what is about to be rewritten sealed first, under each of its names; not by a call that was told ESTALE
+        just now: a seal would make it ESTALE again, and that one would reach the program."""
+        if self._area.clock() - self._stale.pop(caller.task, -_AGAIN) >= _AGAIN:
+            for parent, name in list(inode.names):
+                self._area.about_to_lose(self._tree.path(parent, name), rewritten=True)
+
+    def _answered_stale(self, caller: Caller) -> NoReturn:
+        now = self._area.clock()
+        self._stale = {task: when for task, when in self._stale.items() if now - when < _AGAIN} | {caller.task: now}
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def _all_names(self, inode: WorkInode) -> list[tuple[WorkInode, bytes]]:
         names = list(inode.names)
@@ -184,6 +225,11 @@ class WorkFiles:
             self._tree.discover_names(inode)
             names = list(inode.names)
         return names
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    """What differs if a file was written; ctime too, for a program may set the mtime back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _copy(source: int, target: str, size: int | None) -> None:

@@ -165,11 +165,21 @@ class Filesystem:
             raise read_only()
         return os.pwrite(handle.fd, data, offset)
 
+    def flush(self, fh: int) -> None:
+        handle = self._handles[fh]
+        if isinstance(handle, Handle):
+            self._files.flush(handle)
+
     async def fsync(self, fh: int, data_only: bool) -> None:
         """Make the bytes survive a power cut; the handle stays open meanwhile, for the kernel holds it."""
         handle = self._handles[fh]
         if isinstance(handle, Handle):
             await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, handle.fd)
+
+    def release_all(self) -> None:
+        """The kernel has let go of the filesystem: what it had not released yet, it never will."""
+        for fh in list(self._handles):
+            self.release(fh)
 
     def release(self, fh: int) -> None:
         handle = self._handles.pop(fh)

@@ -30,7 +30,7 @@ class Inode:
         self.handles = 0  # open files and directories
 
     def idle(self) -> bool:
-        return self.lookups == 0 and self.handles == 0
+        return self.lookups == 0 and self.handles == 0 and self.nid != ROOT
 
     def drop(self) -> list[Inode]:
         """Give back what it holds; returns the inodes that may be idle because of that."""
@@ -78,7 +78,7 @@ class WorkInode(Inode):
         self.breaking = trio.Lock()
 
     def idle(self) -> bool:
-        return super().idle() and not self.children and self.nid != ROOT
+        return super().idle() and not self.children
 
     def drop(self) -> list[Inode]:
         if self.fd is not None:
@@ -155,6 +155,12 @@ class InodeTable:
         self._by_nid[inode.nid] = inode
         self._by_key[key] = inode
         return inode
+
+    def rekey(self, inode: Inode, key: Hashable) -> None:
+        """The node id stands for another backing inode from now on; nobody holds the one before."""
+        self.detach(inode)
+        inode.key = key
+        self._by_key[key] = inode
 
     def detach(self, inode: Inode) -> None:
         """The backing inode has lost its last name: its number may come again and is another file then."""

@@ -98,7 +98,7 @@ class OutputTree:
         os.link(path, name, src_dir_fd=dir_fd, dst_dir_fd=parent.descriptor, follow_symlinks=False)
         self.area.sealed.names_changed(inode.inode_key, 1)
         made = self.lookup(parent, name)
-        self.area.linked(self.path(parent, name), task)
+        self.area.arrived(self.path(parent, name), task)
         return made
 
     # -- removing and renaming ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import msgspec
@@ -42,6 +42,8 @@ class Node:
     target: str = ""  # a symlink
     same: tuple[str, str] | None = None
     lasting: bool = True  # False: the kernel must ask again each time, it may be gone or another
+    tree: Tree | None = None  # a directory of a checkpoint: what is below it, whatever becomes of the record
+    inner: Path = ()  # where in `tree` it is
 
 
 class Tree:
@@ -57,7 +59,8 @@ class Tree:
                 self._children.setdefault(path, {})
 
     def node(self, path: Path) -> Node | None:
-        return self._nodes.get("/".join(path))
+        found = self._nodes.get("/".join(path))
+        return found if found is None or not stat.S_ISDIR(found.mode) else replace(found, tree=self, inner=path)
 
     def names(self, path: Path) -> list[str]:
         return list(self._children.get("/".join(path), ()))
@@ -168,7 +171,7 @@ class Snapshots:
         except NotFound:
             return None
         if node is not None and not path:  # the door to a checkpoint: `delete` closes it at once
-            return Node(node.mode, node.mtime_ns, lasting=False)
+            return replace(node, lasting=False)
         return node
 
     def _named(self, path: Path) -> Node | None:
@@ -176,7 +179,7 @@ class Snapshots:
         if checkpoint_id is not None:
             return self._inside(checkpoint_id, inner, layout=False)
         node = self._by_name.node(path)
-        return None if node is None else Node(node.mode, node.mtime_ns, lasting=False)
+        return None if node is None else replace(node, lasting=False, tree=None)
 
     def _split(self, path: Path) -> tuple[str | None, Path]:
         """The checkpoint whose name@n begins `path`, and the rest of the path."""

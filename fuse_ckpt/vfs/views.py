@@ -68,7 +68,8 @@ class Views:
                 raise _missing()
             return self.found(self.root(name))
         path = (*parent.path, name)
-        node = parent.view.node(path)
+        tree = parent.node.tree
+        node = parent.view.node(path) if tree is None else tree.node((*parent.node.inner, name))
         if node is None:
             raise _missing()
         job = parent.key[1] if isinstance(parent.key, tuple) else ""
@@ -108,7 +109,9 @@ class Views:
     def names(self, inode: ViewInode) -> list[bytes]:
         if inode.view is None:
             return [os.fsencode(job.name) for job in self._store.jobs()]
-        return [os.fsencode(name) for name in inode.view.names(inode.path)]
+        tree = inode.node.tree
+        names = inode.view.names(inode.path) if tree is None else tree.names(inode.node.inner)
+        return [os.fsencode(name) for name in names]
 
     def open(self, inode: ViewInode, flags: int) -> ViewFile:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MountJob
-from tests.mount.runs import Desk
+from tests.mount.runs import Desk, python
 
 
 @pytest.fixture
@@ -19,3 +19,19 @@ def desk(tmp_path: Path, mount_job: MountJob) -> Iterator[Desk]:
     desk = Desk(place)
     yield desk
     assert desk.close() == []
+
+
+@pytest.fixture
+def seeded(desk: Desk) -> Desk:
+    """A store with two checkpoints of a job."""
+    desk.run("kept", command=python("(out / 'a.bin').write_bytes(b'a'); (out / 'b.bin').write_bytes(b'b')"))
+    assert len(desk.listed("kept")) == 2
+    return desk
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty directory to mount at."""
+    place = tmp_path / "place"
+    place.mkdir()
+    return place

@@ -1,4 +1,4 @@
-"""`fuse-ckpt` on a store of the test's own, as a person runs it: in the foreground, in the background, on a terminal."""
+"""`fuse-ckpt` on a store of the test's own, as a person runs it: to its end, in the background, on a terminal."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Started:
         self._out = top / f"out{number}"
         self._err = top / f"err{number}"
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            chosen = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err} | more
-            self.process = subprocess.Popen(command, env=env, cwd="/", **chosen)
+            chosen: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err} | more
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, env=env, cwd="/", **chosen)
 
     @property
     def pid(self) -> int:

@@ -26,3 +26,17 @@ def test_a_mount_comes_back_after_its_daemon_was_killed(mounted: Mount) -> None:
     mounted.mount()
     assert os.listdir(mounted.path) == ["ckpt.bin"]
     assert len(mounted.checkpoints(all=True)) == 1
+
+
+def test_a_warning_in_the_log_does_not_go_unseen(mounted: Mount) -> None:
+    (mounted.path / "torn.pt").write_bytes(b"PK\3\4 torn")
+    mounted.umount()
+    assert any("in the log" in problem for problem in mounted.close())
+    mounted.expect_log("'torn.pt' is not whole")
+
+
+def test_a_leaked_descriptor_does_not_go_unseen(mounted: Mount) -> None:
+    assert mounted.daemon is not None
+    with open(mounted.path / "open.bin", "wb") as f:
+        f.write(b"weights")
+        assert [name for name in mounted.daemon.leaked() if name.endswith("/work/open.bin")]

@@ -11,13 +11,25 @@ from pathlib import Path
 from typing import Any
 
 Operation = Callable[[Path], Any]
-OPERATIONS: list[Operation] = []
 
 
-def operation(function: Operation) -> Operation:
-    """Register a program that is to see the same in both places; it gets an empty directory."""
-    OPERATIONS.append(function)
-    return function
+class Operations(list[Operation]):
+    """Programs that are to see the same in both places; each gets an empty directory, in which it stands."""
+
+    def __call__(self, function: Operation) -> Operation:
+        self.append(function)
+        return function
+
+
+def compare(program: Operation, inside: Path, beside: Path) -> None:
+    """Run the program in both places, which do not exist yet, and compare what it saw and what it left."""
+    seen = []
+    for place in (inside, beside):
+        place.mkdir()
+        with contextlib.chdir(place):
+            seen.append(program(place))
+    assert seen[0] == seen[1]
+    assert tree(inside) == tree(beside)
 
 
 def outcome(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:

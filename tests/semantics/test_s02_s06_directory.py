@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -47,8 +48,8 @@ def test_show_checkpoints_lists_the_read_view(mount_job: MountJob) -> None:
 
 
 def test_commits_and_reads_change_no_time(mounted: Mount) -> None:
-    """S3: Directory and file times are real, distinct, and change on namespace changes only; commits and reads change none
-    (ctime aside)."""
+    """S3: Directory and file times are real, distinct, and change on namespace changes only; commits and reads change
+    none (ctime aside)."""
     for step in (1, 2, 3):
         (mounted.path / f"checkpoint-{step}").mkdir()
         put(mounted.path / f"checkpoint-{step}" / "model.bin")
@@ -64,13 +65,17 @@ def test_commits_and_reads_change_no_time(mounted: Mount) -> None:
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+def a_tick_later() -> None:
+    tick = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    wait_until("the next tick", lambda: time.clock_gettime_ns(CLOCK_REALTIME_COARSE) > tick)
+
+
 def test_directories_keep_the_order_in_which_they_were_made(mounted: Mount) -> None:
     """S3: Trainers rotate by directory mtime."""
     for step in (300, 100, 200):
         (mounted.path / f"checkpoint-{step}").mkdir()
         put(mounted.path / f"checkpoint-{step}" / "model.bin")
-        tick = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-        wait_until("the next tick", lambda tick=tick: time.clock_gettime_ns(CLOCK_REALTIME_COARSE) > tick)
+        a_tick_later()
     order = sorted(mounted.path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert [path.name for path in order] == ["checkpoint-300", "checkpoint-100", "checkpoint-200"]
 
@@ -186,6 +191,11 @@ def test_statfs_tells_the_disk_s_truth(mounted: Mount) -> None:
     assert free.total == os.statvfs(mounted.store).f_blocks * os.statvfs(mounted.store).f_frsize
 
 
+def fill(file: io.RawIOBase) -> None:
+    for _ in range(100):
+        file.write(bytes(1 << 20))
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_is_heard_at_write(mount_job: MountJob, tmp_path: Path) -> None:
     """S6: a full disk is ENOSPC at write(), where every library hears it."""
@@ -196,9 +206,8 @@ def test_a_full_disk_is_heard_at_write(mount_job: MountJob, tmp_path: Path) -> N
         mounted = mount_job("job", store=disk / "store")
         put(mounted.path / "small.bin")
         (small,) = mounted.wait_for("small.bin")
-        with pytest.raises(OSError, match="No space left"), open(mounted.path / "big.log", "wb", buffering=0) as f:
-            for _ in range(100):
-                f.write(bytes(1 << 20))
+        with open(mounted.path / "big.log", "wb", buffering=0) as f, pytest.raises(OSError, match="No space left"):
+            fill(f)
         (mounted.path / "big.log").unlink()
         put(mounted.path / "later.bin")
         mounted.wait_for("later.bin")

@@ -1,0 +1,370 @@
+"""What the area decides from the reports of the filesystem, on a real tree and a clock that stands still."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fuse_ckpt.model import Shape, Unit
+from fuse_ckpt.staging.area import Area
+from fuse_ckpt.store import Store
+from tests.staging.trainer import ME, OTHER, UNSEEN, Clock, Trainer, key_of, new_area, torch_zip
+
+STEP = Unit("checkpoint-1", Shape.DIRECTORY)
+
+
+def save_step(trainer: Trainer, name: str = "checkpoint-1", *, marker: bool = False) -> None:
+    trainer.mkdir(name)
+    trainer.save(f"{name}/weights", name.encode())
+    if marker:
+        trainer.save(f"{name}/trainer_state.json", b"{}")
+
+
+# -- when a draft is due ----------------------------------------------------------------------------------------------
+
+
+def test_a_flat_file_is_due_a_fifth_of_a_second_after_its_last_close(trainer: Trainer) -> None:
+    trainer.start("a.pt", torch_zip())
+    assert trainer.due() == {}
+    trainer.close("a.pt")
+    assert trainer.due() == {"a.pt": 0.2}
+
+
+def test_a_directory_is_due_after_five_quiet_seconds_of_one_process(trainer: Trainer, clock: Clock) -> None:
+    save_step(trainer)
+    clock.now += 3
+    assert trainer.due() == {"checkpoint-1": 2}
+    trainer.save("checkpoint-1/more")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+@pytest.mark.parametrize("second", [OTHER, UNSEEN])
+def test_two_processes_or_one_that_nobody_sees_take_thirty_seconds(trainer: Trainer, second: int) -> None:
+    save_step(trainer)
+    trainer.save("checkpoint-1/rank1", task=second)
+    assert trainer.due() == {"checkpoint-1": 30}
+
+
+def test_the_marker_written_last_shortens_the_quiet(trainer: Trainer) -> None:
+    save_step(trainer, marker=True)
+    assert trainer.due() == {"checkpoint-1": 1}
+    trainer.save("checkpoint-1/rng_state_1.pth", torch_zip(), task=OTHER)
+    assert trainer.due() == {"checkpoint-1": 30}
+
+
+def test_the_quiet_period_can_be_chosen(store: Store, root_fd: int, clock: Clock, trainer: Trainer) -> None:
+    trainer.area = new_area(store, root_fd, clock, quiet_period=2.5)
+    save_step(trainer)
+    trainer.save("checkpoint-1/rank1", task=OTHER)
+    assert trainer.due() == {"checkpoint-1": 2.5}
+
+
+def test_a_directory_renamed_into_place_is_due_at_once_under_its_final_name(trainer: Trainer) -> None:
+    save_step(trainer, "tmp-checkpoint-1.tmp")
+    assert trainer.due() == {}
+    trainer.rename("tmp-checkpoint-1.tmp", "checkpoint-1")
+    assert trainer.due() == {"checkpoint-1": 0}
+    assert set(trainer.area.drafts) == {STEP}
+
+
+def test_a_file_written_after_the_rename_ends_the_haste(trainer: Trainer) -> None:
+    save_step(trainer, "checkpoint-1.tmp")
+    trainer.rename("checkpoint-1.tmp", "checkpoint-1")
+    trainer.save("checkpoint-1/late")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_a_file_renamed_while_it_is_open_holds_its_draft_until_it_is_closed(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.start("checkpoint-1/model.safetensors.tmp")
+    trainer.rename("checkpoint-1/model.safetensors.tmp", "checkpoint-1/model.safetensors")
+    assert trainer.due() == {}
+    trainer.close("checkpoint-1/model.safetensors.tmp")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_a_flat_file_renamed_into_place_after_its_close_is_due_like_a_closed_one(trainer: Trainer) -> None:
+    trainer.save("a.pt.tmp", torch_zip())
+    assert trainer.area.drafts == {}
+    trainer.rename("a.pt.tmp", "a.pt")
+    assert trainer.due() == {"a.pt": 0.2}
+
+
+def test_a_temporary_file_open_at_the_root_holds_the_root_checkpoint(trainer: Trainer) -> None:
+    trainer.save("config.json", b"{}")
+    trainer.start("tmpabcdef12")
+    assert trainer.due() == {}
+
+
+def test_a_unit_whose_writers_have_all_exited_is_due_at_once(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.save("checkpoint-1/rank1", task=OTHER)
+    trainer.area.exited(ME)
+    assert trainer.due() == {"checkpoint-1": 30}
+    trainer.area.exited(OTHER)
+    assert trainer.due() == {"checkpoint-1": 0}
+
+
+def test_an_exit_says_nothing_of_a_writer_that_nobody_sees(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.save("checkpoint-1/rank1", task=UNSEEN)
+    trainer.area.exited(ME)
+    assert trainer.due() == {"checkpoint-1": 30}
+
+
+def test_a_process_id_that_comes_again_is_alive(trainer: Trainer) -> None:
+    trainer.area.exited(ME)
+    save_step(trainer)
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def many(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.save("checkpoint-1/rank1", task=OTHER)
+    assert trainer.due() == {"checkpoint-1": 30}
+
+
+def test_the_next_unit_of_the_same_process_tells_that_the_last_is_done(trainer: Trainer) -> None:
+    many(trainer)
+    trainer.mkdir("checkpoint-2")
+    trainer.start("checkpoint-2/weights")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_the_removal_of_an_older_unit_tells_that_the_newest_is_done(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-0")
+    (trainer.work / "checkpoint-0" / "old").write_bytes(b"old")
+    many(trainer)
+    trainer.remove("checkpoint-0/old")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+@pytest.mark.parametrize("text", [b"checkpoint-1", b"checkpoint-1\n", b"./out/checkpoint-1/"])
+def test_a_latest_file_tells_that_what_it_names_is_done(trainer: Trainer, text: bytes) -> None:
+    many(trainer)
+    trainer.save("latest", text, task=UNSEEN)
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_a_latest_file_that_names_another_tells_nothing(trainer: Trainer) -> None:
+    many(trainer)
+    trainer.save("latest", b"checkpoint-9", task=UNSEEN)
+    assert trainer.due() == {"checkpoint-1": 30}
+
+
+def test_a_symlink_tells_that_what_it_points_at_is_done(trainer: Trainer) -> None:
+    many(trainer)
+    trainer.symlink("checkpoint-1", "last")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_finish_makes_all_due_but_what_is_still_written(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.start("b.pt")
+    trainer.area.finish()
+    assert trainer.due() == {"checkpoint-1": 0}
+    assert trainer.area.is_finishing()
+
+
+def test_logs_pointers_and_temporary_files_start_nothing(trainer: Trainer) -> None:
+    trainer.mkdir("runs")
+    for path in ("train.log", "runs/events.out.tfevents.1", "latest", "a.pt.tmp", "metrics.csv"):
+        trainer.save(path)
+    assert trainer.area.drafts == {}
+
+
+def test_a_log_inside_a_unit_does_not_make_a_committed_unit_new(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.save("checkpoint-1/train.log")
+    assert trainer.area.drafts == {}
+
+
+def test_a_file_opened_for_writing_and_closed_unchanged_makes_no_draft(trainer: Trainer) -> None:
+    path = trainer.work / "a.pt"
+    path.write_bytes(torch_zip())
+    trainer.area.opened("a.pt", key_of(path), ME, changed=False)
+    trainer.area.released(key_of(path), changed=False)
+    assert trainer.area.drafts == {}
+
+
+def test_a_hard_link_is_a_unit_of_its_own(trainer: Trainer, clock: Clock) -> None:
+    trainer.save("last.pt", torch_zip())
+    clock.now += 0.1
+    trainer.link("last.pt", "best.pt")
+    assert {unit.name for unit in trainer.area.drafts} == {"last.pt", "best.pt"}
+
+
+def test_the_tokenizer_written_twice_is_one_draft(trainer: Trainer, clock: Clock) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.save("checkpoint-1/tokenizer.json", b"{}")
+    clock.now += 0.5
+    trainer.rewrite("checkpoint-1/tokenizer.json", b"{}")
+    trainer.save("checkpoint-1/trainer_state.json", b"{}")
+    assert trainer.queued() == []
+    assert trainer.due() == {"checkpoint-1": 1}
+
+
+def test_an_uncommitted_unit_that_is_renamed_only_gets_its_new_name(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.rename("checkpoint-1", "checkpoint-2")
+    assert {unit.name for unit in trainer.area.drafts} == {"checkpoint-2"}
+    assert trainer.queued() == []
+
+
+def test_an_uncommitted_flat_file_that_is_renamed_only_gets_its_new_name(trainer: Trainer) -> None:
+    trainer.save("a.pt", torch_zip())
+    trainer.rename("a.pt", "b.pt")
+    assert {unit.name for unit in trainer.area.drafts} == {"b.pt"}
+    assert trainer.queued() == []
+
+
+def test_a_unit_whose_files_have_all_gone_is_no_draft(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.start("checkpoint-1/a")
+    trainer.remove("checkpoint-1/a")
+    assert trainer.area.drafts == {}
+    trainer.close("checkpoint-1/a")
+    assert trainer.area.drafts == {}
+
+
+# -- before anything destroys it --------------------------------------------------------------------------------------
+
+
+def test_rmtree_right_after_the_last_close_seals_the_whole_unit_first(trainer: Trainer) -> None:
+    save_step(trainer, marker=True)
+    trainer.rmtree("checkpoint-1")
+    assert trainer.queued() == [("checkpoint-1", ["checkpoint-1/trainer_state.json", "checkpoint-1/weights"])]
+    assert trainer.area.drafts == {}
+
+
+def test_truncation_of_a_complete_flat_file_seals_it_first(trainer: Trainer) -> None:
+    trainer.save("a.pt", torch_zip(b"first"))
+    sealed = key_of(trainer.work / "a.pt")
+    trainer.rewrite("a.pt", torch_zip(b"second"))
+    assert trainer.queued() == [("a.pt", ["a.pt"])]
+    assert sealed in trainer.area.sealed
+    (one,) = trainer.area.queue
+    assert one.source(one.journal.files[0]).read_bytes() == torch_zip(b"first")
+
+
+def test_a_rename_over_a_complete_flat_file_seals_it_first(trainer: Trainer) -> None:
+    trainer.save("a.pt", torch_zip(b"first"))
+    trainer.save("a.pt.tmp", torch_zip(b"second"))
+    trainer.rename("a.pt.tmp", "a.pt")
+    (one,) = trainer.area.queue
+    assert one.source(one.journal.files[0]).read_bytes() == torch_zip(b"first")
+    assert trainer.due() == {"a.pt": 0.2}
+
+
+def test_what_is_incomplete_is_destroyed_without_a_seal(trainer: Trainer) -> None:
+    trainer.save("a.pt", torch_zip()[:-30])
+    trainer.remove("a.pt")
+    assert trainer.queued() == []
+
+
+def test_what_is_still_written_is_destroyed_without_a_seal(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.start("checkpoint-1/more")
+    trainer.remove("checkpoint-1/weights")
+    assert trainer.queued() == []
+
+
+def test_a_seal_that_the_disk_refuses_does_not_stop_the_removal(trainer: Trainer) -> None:
+    trainer.save("a.pt", torch_zip())
+    os.rmdir(trainer.store.layout.pending("job"))
+    trainer.remove("a.pt")
+    assert not (trainer.work / "a.pt").exists()
+
+
+# -- the seal ---------------------------------------------------------------------------------------------------------
+
+
+def inspect_and_seal(area: Area, unit: Unit) -> bool:
+    scan, fault = area.inspect(unit)
+    return area.seal(unit, scan, fault)
+
+
+def test_a_writable_descriptor_elsewhere_keeps_the_seal_away(trainer: Trainer) -> None:
+    save_step(trainer)
+    fd = os.open(trainer.work / "checkpoint-1" / "weights", os.O_WRONLY)
+    try:
+        assert not inspect_and_seal(trainer.area, STEP)
+        assert trainer.queued() == []
+        assert STEP in trainer.area.drafts
+    finally:
+        os.close(fd)
+    assert inspect_and_seal(trainer.area, STEP)
+
+
+def test_a_sealed_inode_is_sealed_until_it_is_settled_and_a_blob_for_ever(trainer: Trainer) -> None:
+    save_step(trainer)
+    key = key_of(trainer.work / "checkpoint-1" / "weights")
+    assert key not in trainer.area.sealed
+    inspect_and_seal(trainer.area, STEP)
+    assert key in trainer.area.sealed
+    (sealed,) = trainer.area.queue
+    trainer.area.sealed.settle(sealed, [])
+    assert key not in trainer.area.sealed
+    trainer.area.sealed.add_blobs([key])
+    assert key in trainer.area.sealed
+    trainer.area.sealed.created(key)
+    assert key not in trainer.area.sealed
+
+
+def test_links_in_pending_are_hidden(trainer: Trainer) -> None:
+    save_step(trainer)
+    path = trainer.work / "checkpoint-1" / "weights"
+    inspect_and_seal(trainer.area, STEP)
+    links = path.stat().st_nlink
+    assert links == 2
+    assert links - trainer.area.sealed.hidden_links(key_of(path), links) == 1
+
+
+def test_a_temporary_file_left_in_a_unit_is_a_fault(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.save("checkpoint-1/x.tmp")
+    assert trainer.area.inspect(STEP)[1] == "a temporary file is left in it: checkpoint-1/x.tmp"
+
+
+def test_a_file_closed_only_by_its_writers_death_is_a_fault(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.start("checkpoint-1/raw")
+    trainer.close("checkpoint-1/raw", death="its writer was killed by signal 9")
+    fault = trainer.area.inspect(STEP)[1]
+    assert fault == "checkpoint-1/raw was not closed by its program: its writer was killed by signal 9"
+    trainer.rewrite("checkpoint-1/raw", b"whole")
+    assert trainer.area.inspect(STEP)[1] is None
+
+
+def test_a_draft_that_is_not_whole_is_not_due_again_before_it_changes(trainer: Trainer) -> None:
+    save_step(trainer)
+    draft = trainer.area.drafts[STEP]
+    draft.incomplete_at = draft.progress
+    assert trainer.due() == {}
+    trainer.save("checkpoint-1/more")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_what_cannot_be_sealed_yet_waits_for_its_time(trainer: Trainer, clock: Clock) -> None:
+    save_step(trainer)
+    due = trainer.area.due({STEP: clock.now + 60})
+    assert due == (clock.now + 60, STEP)
+
+
+def test_the_units_of_a_nested_container_are_named_by_their_path(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoints")
+    trainer.mkdir("checkpoints/step_5")
+    trainer.save("checkpoints/step_5/a")
+    trainer.save("checkpoints/b.pt", torch_zip())
+    assert {unit.name for unit in trainer.area.drafts} == {"checkpoints/step_5", "checkpoints/b.pt"}
+
+
+def test_a_checkpoint_was_created_at_its_last_close(trainer: Trainer, tmp_path: Path) -> None:
+    save_step(trainer)
+    before = trainer.area.drafts[STEP].created_ns
+    trainer.save("checkpoint-1/more")
+    after = trainer.area.drafts[STEP].created_ns
+    inspect_and_seal(trainer.area, STEP)
+    assert 0 < before < after == trainer.area.queue[0].journal.created_ns

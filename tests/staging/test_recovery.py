@@ -1,0 +1,286 @@
+"""After a crash anywhere, the next mount commits or sets aside what the last one left: each save once, nothing dangling."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from fuse_ckpt import faults
+from fuse_ckpt.model import State
+from fuse_ckpt.staging import Area, Committer, Settings, recover
+from fuse_ckpt.store import Store
+from tests.staging.trainer import JOB, Trainer, key_of, torch_zip
+
+POINTS = [
+    ("seal:linked", 1),
+    ("seal:done", 1),
+    ("seal:done", 2),
+    ("adopt:fsync", 1),
+    ("adopt:fsync", 2),
+    ("adopt:link", 1),
+    ("adopt:link", 2),
+    ("adopt:dirsync", 1),
+    ("adopt:dirsync", 2),
+    ("publish:manifest", 1),
+    ("publish:manifest", 2),
+    ("publish:txn", 1),
+    ("publish:txn", 2),
+    ("publish:done", 1),
+    ("publish:done", 2),
+]
+SAVED = {
+    "checkpoint-1@1": {"weights": b"one", "trainer_state.json": b"{}"},
+    "checkpoint-2@1": {"weights": b"two", "trainer_state.json": b"{}"},
+    "a.pt@1": {"a.pt": torch_zip(b"first")},
+    "a.pt@2": {"a.pt": torch_zip(b"second")},
+}
+
+Story = Callable[[Trainer, Committer], Awaitable[None]]
+
+
+class Crash(BaseException):
+    """No `except Exception` may tidy up after it, as none would after a kill."""
+
+
+def crash_at(point: str, count: int) -> Callable[[str], None]:
+    left = count
+
+    def hook(reached: str) -> None:
+        nonlocal left
+        left -= reached == point
+        if left <= 0:  # dead from then on: what runs while the stack unwinds reaches nothing
+            raise Crash(point)
+
+    return hook
+
+
+@contextmanager
+def mounted(root: Path) -> Iterator[tuple[Store, Area, Trainer]]:
+    """A store and an area as a mount opens them, without a kernel."""
+    with Store.open(root) as store:
+        store.ensure_job(JOB, time.time_ns())
+        store.recover()
+        root_fd = os.open(store.layout.work(JOB), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            area = Area(root_fd, store.layout.pending(JOB), Settings())
+            recover(area, store, JOB, store.layout.pending(JOB))
+            yield store, area, Trainer(store, area, store.layout.work(JOB))
+        finally:
+            os.close(root_fd)
+
+
+def mount(root: Path, story: Story) -> None:
+    """One life of a mount. A crash anywhere in it ends it there."""
+
+    async def life() -> None:
+        committer = Committer(area, store, JOB)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await story(trainer, committer)
+            nursery.cancel_scope.cancel()
+
+    with mounted(root) as (store, area, trainer):
+        try:
+            trio.run(life)
+        except BaseExceptionGroup as group:
+            rest = group.split(Crash)[1]
+            if rest is not None:
+                raise rest from None
+
+
+async def saves(trainer: Trainer, committer: Committer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.save("checkpoint-1/weights", b"one")
+    trainer.save("checkpoint-1/trainer_state.json", b"{}")
+    trainer.save("a.pt", torch_zip(b"first"))
+    trainer.rewrite("a.pt", torch_zip(b"second"))
+    trainer.mkdir("checkpoint-2")
+    trainer.save("checkpoint-2/weights", b"two")
+    trainer.save("checkpoint-2/trainer_state.json", b"{}")
+    await committer.drain()
+
+
+async def drain(_: Trainer, committer: Committer) -> None:
+    await committer.drain()
+
+
+def assert_all_is_well(root: Path) -> None:
+    with Store.open(root) as store:
+        assert store.verify() == store.problems == []
+        named = set()
+        for one in store.checkpoints():
+            manifest = store.manifest(one.id)
+            named |= {entry.digest for entry in (*manifest.entries, *manifest.companions) if entry.digest}
+        assert {path.name for path in store.layout.blobs.glob("*/*")} == named
+        assert {path.stem for path in store.layout.manifests.iterdir()} == {one.id for one in store.checkpoints()}
+        assert os.listdir(store.layout.pending(JOB)) == []
+
+
+def listed(root: Path, state: State = State.AVAILABLE) -> dict[str, dict[str, bytes]]:
+    with mounted(root) as (_, _, trainer):
+        return trainer.checkpoints(state)
+
+
+@pytest.mark.parametrize(("point", "count"), POINTS)
+def test_wherever_a_mount_dies_the_next_one_has_every_save_once(tmp_path: Path, point: str, count: int) -> None:
+    """The trainer's saves are the same in each life; what was not saved before the crash is saved after it."""
+    root = tmp_path / "store"
+    with faults.install(crash_at(point, count)):
+        mount(root, saves)
+    before = listed(root)
+    assert before.items() <= SAVED.items()
+    mount(root, drain)
+    after = listed(root)
+    assert before.items() <= after.items() <= SAVED.items()
+    on_disk = {path for path in ("checkpoint-1", "checkpoint-2") if (root / "jobs" / JOB / "work" / path).exists()}
+    assert on_disk <= {name.partition("@")[0] for name in after}
+    newest = (root / "jobs" / JOB / "work" / "a.pt").read_bytes()
+    assert newest in [files["a.pt"] for name, files in after.items() if name.startswith("a.pt")]
+    assert_all_is_well(root)
+
+
+@pytest.mark.parametrize(("point", "count"), POINTS)
+def test_a_crash_of_the_recovery_itself_loses_nothing_either(tmp_path: Path, point: str, count: int) -> None:
+    root = tmp_path / "store"
+    with faults.install(crash_at("publish:manifest", 1)):
+        mount(root, saves)
+    with faults.install(crash_at(point, count)):
+        mount(root, drain)
+    mount(root, drain)
+    assert listed(root) == {name: SAVED[name] for name in listed(root)}
+    assert {name.partition("@")[0] for name in listed(root)} == {"checkpoint-1", "checkpoint-2", "a.pt"}
+    assert_all_is_well(root)
+
+
+def test_every_fault_point_is_in_the_matrix(tmp_path: Path) -> None:
+    reached: list[str] = []
+    with faults.install(reached.append):
+        mount(tmp_path / "store", saves)
+    assert set(reached) == {point for point, _ in POINTS}
+
+
+def test_a_mount_of_what_is_committed_commits_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    mount(root, saves)
+    ids = [one.id for one in Store.open(root).checkpoints()]
+    for _ in range(2):
+        mount(root, drain)
+    with Store.open(root) as store:
+        assert [one.id for one in store.checkpoints()] == ids
+    assert listed(root) == SAVED
+
+
+def test_what_recovery_finds_sealed_is_sealed_again(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    mount(root, saves)
+    with mounted(root) as (_, area, trainer):
+        assert key_of(trainer.work / "checkpoint-1" / "weights") in area.sealed
+        assert key_of(trainer.work / "a.pt") in area.sealed
+        # The two equal trainer_state.json are one blob: only the bytes of the second tell that it is committed.
+        assert {unit.name for unit in area.drafts} == {"checkpoint-2"}
+
+
+def test_a_blob_under_a_temporary_name_is_still_sealed(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    mount(root, saves)
+    with mounted(root) as (_, _, trainer):
+        os.rename(trainer.work / "a.pt", trainer.work / "a.pt.tmp")
+    with mounted(root) as (_, area, trainer):
+        assert key_of(trainer.work / "a.pt.tmp") in area.sealed
+
+
+def test_members_of_a_draft_that_waits_are_sealed_and_their_links_hidden(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with faults.install(crash_at("publish:manifest", 1)):
+        mount(root, saves)
+    with mounted(root) as (_, area, trainer):
+        (first, *_) = area.queue
+        for linked in first.journal.files:
+            links = first.source(linked).stat().st_nlink
+            shown = links - area.sealed.hidden_links(linked.key, links)
+            assert linked.key in area.sealed
+            names = [p for p in trainer.work.rglob("*") if p.is_file() and key_of(p) == linked.key]
+            assert shown == len(names)
+
+
+def test_a_torn_file_that_a_kill_left_is_set_aside_as_failed(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with mounted(root) as (_, _, trainer):
+        (trainer.work / "torn.pt").write_bytes(torch_zip()[:-30])
+        (trainer.work / "whole.pt").write_bytes(torch_zip())
+    mount(root, drain)
+    assert list(listed(root)) == ["whole.pt@1"]
+    assert list(listed(root, State.FAILED)) == ["torn.pt@1"]
+
+
+def test_a_failed_unit_that_is_left_alone_is_listed_once(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with mounted(root) as (_, _, trainer):
+        (trainer.work / "torn.pt").write_bytes(torch_zip()[:-30])
+    for _ in range(3):
+        mount(root, drain)
+    assert list(listed(root, State.FAILED)) == ["torn.pt@1"]
+
+
+def test_the_equal_bytes_of_a_second_file_are_no_new_version_at_the_next_mount(tmp_path: Path) -> None:
+    """Its inode is not the blob, so only its bytes tell."""
+    root = tmp_path / "store"
+
+    async def twice(trainer: Trainer, committer: Committer) -> None:
+        trainer.save("a.pt", torch_zip())
+        trainer.save("b.pt", torch_zip())
+        await committer.drain()
+
+    mount(root, twice)
+    mount(root, drain)
+    assert list(listed(root)) == ["a.pt@1", "b.pt@1"]
+    assert_all_is_well(root)
+
+
+def test_a_file_that_is_still_written_elsewhere_waits(tmp_path: Path) -> None:
+    """A writer outlives a daemon that was killed under it."""
+    root = tmp_path / "store"
+    with mounted(root) as (_, _, trainer):
+        work = trainer.work
+    (work / "a.pt").write_bytes(torch_zip())
+    fd = os.open(work / "a.pt", os.O_WRONLY)
+
+    async def look(trainer: Trainer, committer: Committer) -> None:
+        with trio.move_on_after(0.3):
+            await committer.drain()
+        assert trainer.checkpoints() == {}
+        os.close(fd)
+
+    mount(root, look)
+    mount(root, drain)
+    assert list(listed(root)) == ["a.pt@1"]
+
+
+def test_a_removal_between_mounts_is_no_new_version(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    mount(root, saves)
+    with mounted(root) as (_, _, trainer), suppress(FileNotFoundError):
+        (trainer.work / "checkpoint-1" / "weights").unlink()
+    mount(root, drain)
+    assert listed(root) == SAVED
+
+
+def test_names_that_are_no_utf8_survive_a_crash(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+
+    async def save(trainer: Trainer, committer: Committer) -> None:
+        trainer.mkdir("checkpoint-1")
+        trainer.save(os.fsdecode(b"checkpoint-1/caf\xe9"), b"data")
+        await committer.drain()
+
+    with faults.install(crash_at("publish:txn", 1)):
+        mount(root, save)
+    mount(root, drain)
+    assert listed(root) == {"checkpoint-1@1": {os.fsdecode(b"caf\xe9"): b"data"}}
