@@ -183,7 +183,8 @@ def _nothing_started() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    click.echo(f"fuse-ckpt: {formats.visible(line)}", err=True)
+    with contextlib.suppress(OSError):  # whoever read our messages has gone; the command has not
+        click.echo(f"fuse-ckpt: {formats.visible(line)}", err=True)
 
 
 def _mention_ignored(flags: list[str]) -> None:
@@ -198,6 +199,7 @@ def _sum_up(settings: Settings, options: MountOptions, finished: Finished) -> No
     with access.existing_store(settings) as store:
         saved = [] if store is None else store.checkpoints(options.job)
     if records := [listing.record(each) for each in saved if each.run == finished.run.id]:
-        listing.show(listing.JOB_TITLE, listing.COLUMNS, records, colour=settings.colour, stream=sys.stderr)
+        with contextlib.suppress(OSError):
+            listing.show(listing.JOB_TITLE, listing.COLUMNS, records, colour=settings.colour, stream=sys.stderr)
     else:
         _say(f"no checkpoint was captured in ${OUTPUT_VARIABLE} ({finished.mountpoint})")

@@ -186,7 +186,7 @@ def _check(result: int) -> None:
 
 def _is_stale(mountpoint: Path) -> bool:
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # stat would be answered from the kernel's cache
     except OSError as exc:
         return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

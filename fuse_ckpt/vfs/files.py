@@ -203,6 +203,7 @@ class WorkFiles:
             return
         for parent, name in names:
             parent.forget_name(name)
+            self._tree.table.settle(parent)
             if len(names) > 1:  # with one name it is the one that the kernel is about to look up again
                 self._forget_name(parent.nid, name)
 

@@ -221,7 +221,11 @@ class OutputTree:
 
     def _made(self, parent: WorkInode, name: bytes) -> Attributes:
         status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
-        self.area.sealed.created(InodeKey(status.st_dev, status.st_ino))
+        key = InodeKey(status.st_dev, status.st_ino)
+        self.area.sealed.created(key)
+        before = self.table.find(key)
+        if before is not None:  # the disk uses its number again
+            self.table.detach(before)
         return self._found(parent, name, status)
 
     def _give(self, parent: WorkInode, name: bytes, caller: Caller) -> None:
@@ -237,9 +241,10 @@ class OutputTree:
         parent.forget_name(name)
         if victim is not None:
             key = InodeKey(victim.st_dev, victim.st_ino)
+            names = victim.st_nlink - self.area.sealed.hidden_links(key, victim.st_nlink)
             self.area.sealed.names_changed(key, -1)
             found = self.table.find(key)
-            if found is not None and (victim.st_nlink == 1 or stat.S_ISDIR(victim.st_mode)):
+            if found is not None and (names <= 1 or stat.S_ISDIR(victim.st_mode)):
                 self.table.detach(found)
         for inode in (child, parent):
             if inode is not None:

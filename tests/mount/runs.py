@@ -99,7 +99,7 @@ class Desk:
     def environment(self, **more: str) -> dict[str, str]:
         """Our own, without what other sessions have set."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("FLEXAI_", "FUSE_CKPT_"))}
-        return kept | {"PYTHONPATH": str(SCRIPTS.parent), "HF_HUB_OFFLINE": "1"} | more
+        return kept | {"PYTHONPATH": str(SCRIPTS.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
 
     def cli(
         self, *arguments: str, env: Mapping[str, str] | None = None, **more: Any

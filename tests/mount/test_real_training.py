@@ -83,7 +83,7 @@ def test_a_trainer_that_rotates_loses_nothing_and_resumes_from_what_it_rotated(d
     assert "finished at step 18" in resumed.out
     again = {one["name"]: one for one in desk.listed("again")}
     assert set(again) == {"", "checkpoint-18"}, "it began at step 12"
-    assert again["checkpoint-18"]["trainLoss"] == pytest.approx(found["checkpoint-18"]["trainLoss"], rel=1e-3)
+    assert again["checkpoint-18"]["trainLoss"] == pytest.approx(found["checkpoint-18"]["trainLoss"], rel=1e-2)
     assert again["checkpoint-18"]["parentId"] == rotated
 
 

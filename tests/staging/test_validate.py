@@ -193,8 +193,11 @@ def test_unusual_json_is_whole(folder: Folder, text: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"hello", b'{"a": 1', b"\xff\xfe\xfd"])
 def test_text_that_is_not_json_is_not_whole(folder: Folder, data: bytes) -> None:
+    folder.write("trainer_state.json", data)
+    assert folder.fault() == "trainer_state.json is not JSON, or is cut off"
+    (folder.path / "trainer_state.json").unlink()
     folder.write("config.json", data)
-    assert folder.fault() == "config.json is not JSON, or is cut off"
+    assert folder.fault() is None, "a config.json that cannot be read costs MODEL and VERSION, no more"
 
 
 def test_a_json_file_longer_than_16_mib_is_taken_as_whole(folder: Folder) -> None:

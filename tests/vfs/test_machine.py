@@ -21,10 +21,11 @@ from fuse_ckpt.vfs import Changes
 from tests.vfs.kernel import CALLER, Mounted, run
 
 DIRECTORIES = [b"", b"d", b"checkpoint-1", b"checkpoint-1/d"]
-NAMES = [b"a", b"caf\xe9", b"x.tmp"]  # few, so that programs meet the same files again and again
+NAMES = [b"a", b"b.dat", b"caf\xe9"]  # few, so that programs meet the same files again and again
 PATHS = sorted({*DIRECTORIES[1:], *(d + b"/" + n if d else n for d in DIRECTORIES for n in NAMES)})
 TARGET = b"nowhere/at/all"
 RENAME_EXCHANGE = 2
+WRITING = [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC]
 
 paths = st.sampled_from(PATHS)
 sizes = st.integers(0, 12)
@@ -58,6 +59,10 @@ class Programs(RuleBasedStateMachine):
         self.mount = Mounted(self.store)
         self.files: list[File] = []
         self.digests: dict[str, dict[str, str]] = {}
+        for path in DIRECTORIES[1:]:
+            self.mkdir(path)
+        for path in (b"a", b"d/a", b"checkpoint-1/a"):
+            self.save(path, path)
 
     def teardown(self) -> None:
         try:
@@ -111,7 +116,7 @@ class Programs(RuleBasedStateMachine):
         if self.files and self.files[-1].writable:
             self.close(len(self.files) - 1)
 
-    @rule(path=paths, flags=st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC]))
+    @rule(path=paths, flags=st.sampled_from([os.O_RDONLY, *WRITING]))
     def open(self, path: bytes, flags: int) -> None:
         fh, fd = self.both(
             lambda: self.kernel.open(path, flags),
@@ -124,6 +129,49 @@ class Programs(RuleBasedStateMachine):
         if os.path.isdir(self.at(path)):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return os.O_RDONLY | os.O_NOFOLLOW
+
+    @rule(which=st.integers(0), flags=st.sampled_from(WRITING), data=contents, hold=st.booleans(), sealed=st.booleans())
+    def edit(self, which: int, flags: int, data: bytes, hold: bool, sealed: bool) -> None:
+        """A file that is there is written again: after a commit, or while somebody reads it, or both."""
+        found = self._regular()
+        if not found:
+            return
+        path = found[which % len(found)]
+        if sealed:
+            self.commit()
+        if hold:
+            self.open(path, os.O_RDONLY)
+        before = len(self.files)
+        self.open(path, flags)
+        if len(self.files) > before:
+            self.write(before, 1, data)
+            self.close(before)
+
+    def _regular(self) -> list[bytes]:
+        return [path for path in PATHS if os.path.isfile(self.at(path)) and not os.path.islink(self.at(path))]
+
+    @rule(which=st.integers(0), path=paths, sealed=st.booleans())
+    def alias(self, which: int, path: bytes, sealed: bool) -> None:
+        """A file that is there gets another name."""
+        found = self._regular()
+        if sealed:
+            self.commit()
+        if found:
+            self.link(found[which % len(found)], path)
+
+    @rule(which=st.integers(0), path=paths)
+    def move(self, which: int, path: bytes) -> None:
+        found = [*self._regular(), *(p for p in DIRECTORIES[1:] if os.path.isdir(self.at(p)))]
+        if found:
+            self.rename(found[which % len(found)], path)
+
+    @rule(which=st.integers(0), size=sizes, sealed=st.booleans())
+    def cut(self, which: int, size: int, sealed: bool) -> None:
+        found = self._regular()
+        if sealed:
+            self.commit()
+        if found:
+            self.truncate(found[which % len(found)], size)
 
     @rule(which=st.integers(0), offset=sizes, data=contents)
     def write(self, which: int, offset: int, data: bytes) -> None:
