@@ -87,7 +87,7 @@ def test_a_stale_mount_point_is_mounted_again(mount_job: MountJob, foreground: b
     mounted.wait_for("m.bin")
     mounted.kill(clear=False)
     assert is_mounted(mounted.path)
-    with pytest.raises(OSError, match="not connected|connection abort"):
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
         os.listdir(mounted.path)
     if foreground:
         mounted.mount()

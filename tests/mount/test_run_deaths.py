@@ -156,7 +156,7 @@ def test_after_a_kill_of_everything_the_next_run_clears_the_stale_mount_and_comm
         os.kill(pid, signal.SIGKILL)
     started.process.wait()
     (stale,) = desk.mounts()
-    with pytest.raises(OSError, match="not connected|connection abort"):
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
         os.listdir(stale)
     done = desk.run("job", "--restart", command=python("print(os.listdir(out))"))
     assert (done.returncode, done.stdout) == (0, "['step_1']\n"), done.stderr

@@ -1,4 +1,4 @@
-"""After a crash anywhere, the next mount commits or sets aside what the last one left: each save once, nothing dangling."""
+"""After a crash anywhere, the next mount commits or sets aside what the last one left: each save once."""
 
 from __future__ import annotations
 
@@ -208,6 +208,20 @@ def test_members_of_a_draft_that_waits_are_sealed_and_their_links_hidden(tmp_pat
             assert linked.key in area.sealed
             names = [p for p in trainer.work.rglob("*") if p.is_file() and key_of(p) == linked.key]
             assert shown == len(names)
+
+
+def test_the_links_of_a_file_in_two_drafts_are_hidden_both(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with mounted(root) as (_, area, trainer):
+        trainer.save("last.pt", torch_zip())
+        trainer.link("last.pt", "best.pt")
+        for path in ("last.pt", "best.pt"):
+            area.about_to_lose(path, rewritten=False)
+        assert len(area.queue) == 2
+    with mounted(root) as (_, area, trainer):
+        status = (trainer.work / "last.pt").stat()
+        assert status.st_nlink == 4
+        assert status.st_nlink - area.sealed.hidden_links(key_of(trainer.work / "last.pt"), 4) == 2
 
 
 def test_a_torn_file_that_a_kill_left_is_set_aside_as_failed(tmp_path: Path) -> None:

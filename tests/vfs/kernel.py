@@ -1,4 +1,4 @@
-"""What the kernel does above a filesystem: walks paths, remembers names, counts lookups, and retries once after ESTALE."""
+"""What the kernel does above a filesystem: walks paths, remembers names, counts lookups, retries once on ESTALE."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Kernel:
         self._names: dict[tuple[int, bytes], int] = {}
         self._seen: set[int] = {ROOT}
         self._modes: dict[int, int] = {ROOT: stat.S_IFDIR | 0o755}
+        self._fleeting: set[int] = set()  # node ids whose names are not to be trusted
         self.filesystem: Filesystem
 
     def forget_name(self, parent: int, name: bytes) -> None:
@@ -70,7 +71,7 @@ class Kernel:
 
     def _lookup(self, parent: int, name: bytes, *, ask_again: bool = False) -> int:
         known = self._names.get((parent, name))
-        if known is not None and not ask_again:
+        if known is not None and not ask_again and known not in self._fleeting:
             return known
         try:
             return self._entry(parent, name, self.filesystem.lookup(parent, name))
@@ -86,6 +87,7 @@ class Kernel:
         self.counts[nid] = self.counts.get(nid, 0) + 1
         self._names[parent, name] = nid
         self._modes[nid] = attributes.mode
+        (self._fleeting.discard if attributes.entry_timeout else self._fleeting.add)(nid)
         return nid
 
     def _again(self, path: bytes, call: Callable[[int], Awaitable[T]]) -> T:

@@ -98,9 +98,7 @@ def test_a_broken_file_keeps_mode_and_xattrs_and_the_directory_its_time(mount: M
 
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("remembered", [False, True])
-def test_all_names_of_a_broken_file_stay_one_file(
-    mount: Mounted, kernel: Kernel, held: bool, remembered: bool
-) -> None:
+def test_all_names_of_a_broken_file_stay_one_file(mount: Mounted, kernel: Kernel, held: bool, remembered: bool) -> None:
     kernel.mkdir(b"d")
     kernel.put(b"a.dat", b"first")
     kernel.link(b"a.dat", b"d/b")
