@@ -2,7 +2,7 @@
 
 from fuse_ckpt.session.mounting import browse, mount, pending_units, umount
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions, PendingUnit
-from fuse_ckpt.session.probe import Finding, probe
+from fuse_ckpt.session.machine import Finding, probe
 from fuse_ckpt.session.training import run_training
 
 __all__ = [

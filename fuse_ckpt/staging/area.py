@@ -54,10 +54,10 @@ class Area:
 
     # -- sealed drafts ------------------------------------------------------------------------------------------------
 
-    def add_sealed(self, sealed: Sealed) -> None:
-        """Queue a sealed draft: one just made, or one that an earlier mount left."""
-        self.sealed.add(sealed)
-        self.queue.append(sealed)
+    def add_sealed(self, *drafts: Sealed) -> None:
+        """Queue sealed drafts: one just made, or all that an earlier mount left."""
+        self.sealed.add(*drafts)
+        self.queue.extend(drafts)
         self.wake()
 
     # -- what happens in the output directory -------------------------------------------------------------------------

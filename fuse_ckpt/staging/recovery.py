@@ -15,8 +15,7 @@ def recover(area: Area, store: Store, job: str, pending: Path) -> None:
     scans = {unit: area.tree.scan(unit) for unit in area.tree.units()}
     blobs = store.sealed_inodes(area.tree.linked_inodes())
     area.sealed.add_blobs(blobs)
-    for sealed in load_all(pending, clean=True):
-        area.add_sealed(sealed)
+    area.add_sealed(*load_all(pending, clean=True))
     for unit, scan in scans.items():
         prefix = len(unit.prefix) + 1 if unit.prefix else 0
         digests = {found.path[prefix:]: blobs.get(found.key) for found in scan.files}

@@ -31,13 +31,14 @@ class SealedInodes:
     def add_blobs(self, keys: Iterable[InodeKey]) -> None:
         self._blobs.update(keys)
 
-    def add(self, sealed: Sealed) -> None:
-        """The members of a draft that was just sealed, or left by an earlier mount."""
-        mine = Counter(sealed.keys)
-        for linked in sealed.journal.files:
-            if linked.link and linked.key not in self._names:
-                links = os.stat(sealed.source(linked), follow_symlinks=False).st_nlink
-                self._names[linked.key] = links - mine[linked.key] - (linked.key in self._blobs)
+    def add(self, *drafts: Sealed) -> None:
+        """The members of drafts that were just sealed, or of all those that an earlier mount left."""
+        mine = Counter(key for sealed in drafts for key in sealed.keys)
+        for sealed in drafts:
+            for linked in sealed.journal.files:
+                if linked.link and linked.key not in self._names:
+                    links = os.stat(sealed.source(linked), follow_symlinks=False).st_nlink
+                    self._names[linked.key] = links - mine[linked.key] - (linked.key in self._blobs)
         self._linked.update(mine)
 
     def settle(self, sealed: Sealed, blobs: Iterable[InodeKey]) -> None:

@@ -40,9 +40,10 @@ def contained(
     line = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--chdir", "/"]
     for name in _SYSTEM:
         line += _copied(Path("/", name))
+    line += ["--tmpfs", "/tmp"]  # before the next, for a checkout may lie below it
     for place in dict.fromkeys((sys.base_prefix, sys.prefix, str(SCRIPTS.parent))):
         line += ["--ro-bind", place, place]
-    line += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    line += ["--proc", "/proc", "--dev", "/dev"]
     line += [word for place in PLACES.values() for word in ("--dir", place)]
     line += [word for place, path in (bound or {}).items() for word in ("--bind", str(path), place)]
     line += [word for place, path in (read_only or {}).items() for word in ("--ro-bind", str(path), place)]

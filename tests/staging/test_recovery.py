@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from fuse_ckpt import faults
 from fuse_ckpt.model import State
