@@ -22,6 +22,15 @@ class MountJob(Protocol):
     def __call__(self, job: str = "job", *options: str, store: Path | None = None, ready: bool = True) -> Mount: ...
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    choices = ["auto", "passthrough", "daemon"]
+    parser.addoption("--data-path", choices=choices, default="auto", help="who moves the data in every mount")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["FUSE_CKPT_DATA_PATH"] = config.getoption("--data-path")
+
+
 @contextmanager
 def mounting(directory: Path) -> Iterator[MountJob]:
     """A function that mounts jobs below `directory`; at the end each mount is taken down and looked at."""

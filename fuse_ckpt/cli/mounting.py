@@ -10,6 +10,14 @@ import click
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
 
+data_path_option = click.option(
+    "--data-path",
+    type=click.Choice(["auto", "passthrough", "daemon"]),
+    default="auto",
+    show_default=True,
+    envvar="FUSE_CKPT_DATA_PATH",
+    help="Who moves the data: the kernel, if it can; or one of them alone.",
+)
 _DIRECTORY = click.Path(path_type=Path)
 
 
@@ -26,6 +34,7 @@ _DIRECTORY = click.Path(path_type=Path)
 @click.option(
     "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
 )
+@data_path_option
 @click.pass_obj
 def mount(
     settings: Settings,
@@ -37,6 +46,7 @@ def mount(
     allow_other: bool,
     units: tuple[str, ...],
     quiet_period: float | None,
+    data_path: str,
 ) -> None:
     """Mount a job's output directory at DIR and print what a program needs to know of it."""
     from fuse_ckpt import session
@@ -59,8 +69,15 @@ def mount(
         units=units,
         quiet_period=quiet_period,
         verbose=settings.verbose,
+        data_path=data_path,
     )
-    session.mount(options, foreground=foreground, ready=lambda mounted: click.echo(exports(mounted.mountpoint, parent)))
+
+    def ready(mounted: session.Mounted) -> None:
+        click.echo(exports(mounted.mountpoint, parent))
+        if settings.verbose:
+            click.echo(f"data path: {mounted.data_path} ({mounted.reason})", err=True)
+
+    session.mount(options, foreground=foreground, ready=ready)
 
 
 def exports(mountpoint: Path, parent: str | None) -> str:

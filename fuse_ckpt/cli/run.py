@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_ckpt.cli import access, formats, listing
+from fuse_ckpt.cli.mounting import data_path_option
 from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import FuseCkptError, NotStarted, UsageError
 
@@ -109,6 +110,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 @click.option(
     "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
 )
+@data_path_option
 @_platform_flags
 @click.pass_context
 def run(
@@ -122,6 +124,7 @@ def run(
     variables: dict[str, str],
     units: tuple[str, ...],
     quiet_period: float | None,
+    data_path: str,
 ) -> int:
     """Run COMMAND and keep every checkpoint that it saves.
 
@@ -136,8 +139,18 @@ def run(
     _mention_ignored(ctx.meta.get(_IGNORED_KEY, []))
     with _nothing_started():
         from fuse_ckpt import session
+        from fuse_ckpt.model import check_job_name
 
-        options = _options(settings, job, node, units, quiet_period, environment.get(OUTPUT_VARIABLE))
+        options = session.MountOptions(
+            store=settings.store,
+            job=check_job_name(job),
+            mountpoint=absolute(Path(environment[OUTPUT_VARIABLE])) if environment.get(OUTPUT_VARIABLE) else None,
+            node=node,
+            units=units,
+            quiet_period=quiet_period,
+            verbose=settings.verbose,
+            data_path=data_path,
+        )
         finished = session.run_training(
             options,
             ctx.meta[_COMMAND_KEY],
@@ -150,23 +163,6 @@ def run(
         )
     _sum_up(settings, options, finished)
     return finished.exit_code
-
-
-def _options(
-    settings: Settings, job: str, node: str, units: tuple[str, ...], quiet_period: float | None, output: str | None
-) -> MountOptions:
-    from fuse_ckpt.model import check_job_name
-    from fuse_ckpt.session import MountOptions
-
-    return MountOptions(
-        store=settings.store,
-        job=check_job_name(job),
-        mountpoint=absolute(Path(output)) if output else None,
-        node=node,
-        units=units,
-        quiet_period=quiet_period,
-        verbose=settings.verbose,
-    )
 
 
 @contextlib.contextmanager

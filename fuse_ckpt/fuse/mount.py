@@ -91,28 +91,27 @@ def check_mountpoint(mountpoint: Path) -> None:
 
 
 class Attached(Struct, frozen=True):
-    """A mount as libfuse is to serve it: what to give pyfuse3 as mount point and options, and how the data goes."""
+    """A mount that is to be served. `device`: the descriptor that speaks for it; None where libfuse is to mount it,
+    with `libfuse_options`. `depth`: of backing files that the kernel takes; 0: it takes none."""
 
     mountpoint: Path
-    libfuse_mountpoint: str
-    libfuse_options: frozenset[str]
-    data_path: str
-    reason: str
+    device: int | None = None
+    libfuse_options: frozenset[str] = frozenset()
+    depth: int = 0
 
 
-def attach(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool) -> Attached:
+def attach(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool, depth: int) -> Attached:
     """Mount, or leave it to libfuse and fusermount3. `source` is what /proc/mounts shows. Raises MountFailed."""
     mountpoint = _resolved(mountpoint)
     if may_mount():
-        device = _mount_ourselves(mountpoint, source, allow_other=allow_other, read_only=read_only)
-        return Attached(mountpoint, f"/dev/fd/{device}", frozenset(), "daemon", "the data passes through the daemon")
+        polled = depth > 0
+        device = mount_device(mountpoint, source, allow_other=allow_other, read_only=read_only, polled=polled)
+        return Attached(mountpoint, device, depth=depth)
     name = str(source).replace("\\", "\\\\").replace(",", "\\,")
     options = {"default_permissions", "nosuid", "nodev", "subtype=fuse_ckpt", f"fsname={name}"}
     options |= {"allow_other"} if allow_other else set()
     options |= {"ro"} if read_only else set()
-    return Attached(
-        mountpoint, str(mountpoint), frozenset(options), "daemon", "mounted by fusermount3, without CAP_SYS_ADMIN"
-    )
+    return Attached(mountpoint, libfuse_options=frozenset(options))
 
 
 def detach(mountpoint: Path, *, lazy: bool = False) -> None:
@@ -146,8 +145,9 @@ def bind_read_only(source: Path, target: Path) -> None:
         raise MountFailed(f"{source} cannot be bound at {target}: {exc.strerror}.") from None
 
 
-def _mount_ourselves(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool) -> int:
-    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+def mount_device(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool, polled: bool = False) -> int:
+    """Mount by mount(2); returns the descriptor that speaks for it, non-blocking if `polled`. Raises MountFailed."""
+    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if polled else 0))
     options = f"fd={device},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
     if allow_other:
         options += ",allow_other"

@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from fuse_ckpt.errors import FuseCkptError
-from fuse_ckpt.fuse import mount
+from fuse_ckpt.fuse import mount, passthrough
 from fuse_ckpt.store import Store
 
 _VOLATILE = {
@@ -34,7 +34,7 @@ class Finding(Struct, frozen=True):
 
 def probe(store: Path) -> list[Finding]:
     """Look at the kernel, the privileges, the library and the store's place. Changes nothing."""
-    return [_kernel(), _device(), _privilege(), _library(), _open(store), _disk(store)]
+    return [_kernel(), _device(), _privilege(), _data_path(store), _library(), _open(store), _disk(store)]
 
 
 def _kernel() -> Finding:
@@ -51,7 +51,7 @@ def _device() -> Finding:
 
 def _privilege() -> Finding:
     if mount.may_mount():
-        return Finding(True, "may mount by itself (CAP_SYS_ADMIN); the data passes through the daemon")
+        return Finding(True, "may mount by itself (CAP_SYS_ADMIN)")
     if shutil.which("fusermount3"):
         return Finding(True, "mounts through fusermount3; an input directory cannot be bound elsewhere")
     return Finding(
@@ -59,6 +59,14 @@ def _privilege() -> Finding:
         "may not mount: no CAP_SYS_ADMIN, no fusermount3",
         "apt install fuse3, or run as root (container: --cap-add SYS_ADMIN)",
     )
+
+
+def _data_path(store: Path) -> Finding:
+    verdict = passthrough.probe(_existing(store))
+    if verdict.depth:
+        return Finding(True, "passthrough: the kernel moves the data, at the speed of the disk")
+    remedy = "Linux 6.9 or newer, and CAP_SYS_ADMIN in the initial user namespace, make saving as fast as the disk"
+    return Finding(None, f"no passthrough, the data goes through the daemon: {verdict.reason}", remedy)
 
 
 def _library() -> Finding:

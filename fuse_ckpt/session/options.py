@@ -27,6 +27,7 @@ class MountOptions(Struct, frozen=True, omit_defaults=True):
     units: tuple[str, ...] = ()
     quiet_period: float | None = None
     verbose: bool = False
+    data_path: str = "auto"  # or "passthrough", "daemon"
     supervisor: int | None = None
 
 

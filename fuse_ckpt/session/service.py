@@ -20,6 +20,7 @@ import trio
 
 from fuse_ckpt.errors import FuseCkptError, MountFailed, StillBound
 from fuse_ckpt.fuse import mount
+from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, forget_name
 from fuse_ckpt.session import control
 from fuse_ckpt.session.options import Mounted, MountOptions
@@ -66,10 +67,14 @@ class Service:
         self._filesystem = self._browse() if options.job is None else self._job(options.job)
 
     async def run(self, ready: Ready) -> None:
+        self._verdict = choose_data_path(self._options.data_path, self._store.layout.mounts)
         attached = mount.attach(
-            self.mountpoint, self._source(), allow_other=self._options.allow_other, read_only=self._options.job is None
+            self.mountpoint,
+            self._source(),
+            allow_other=self._options.allow_other,
+            read_only=self._options.job is None,
+            depth=self._verdict.depth,
         )
-        self._attached = attached
         self._wire = Wire(self._filesystem, attached)
         async with trio.open_nursery() as nursery:
             if self._committer is not None and self._options.job is not None:
@@ -124,7 +129,10 @@ class Service:
     async def _announce(self, ready: Ready) -> None:
         """Say that the mount is ready once it answers: a program that starts now finds it."""
         await trio.to_thread.run_sync(os.stat, self.mountpoint)
-        ready(Mounted(self.mountpoint, os.getpid(), self._attached.data_path, self._attached.reason))
+        ready(Mounted(self.mountpoint, os.getpid(), self._data_path(), self._verdict.reason))
+
+    def _data_path(self) -> str:
+        return "passthrough" if self._verdict.depth else "daemon"
 
     # -- what it is told ----------------------------------------------------------------------------------------------
 
@@ -210,13 +218,23 @@ class Service:
         return {
             "pid": os.getpid(),
             "mountpoint": str(self.mountpoint),
-            "data_path": self._attached.data_path,
-            "reason": self._attached.reason,
+            "data_path": self._data_path(),
+            "reason": self._verdict.reason,
             "drafts": drafts,
             "committing": len(self._area.queue),
             "open_files": self._filesystem.open_files,
             "statistics": msgspec.to_builtins(self._committer.statistics),
         }
+
+
+def choose_data_path(wanted: str, directory: Path) -> Verdict:
+    """Who moves the data of files on the disk of `directory`. Raises MountFailed where what is wanted cannot be."""
+    if wanted == "daemon":
+        return Verdict(0, "asked for")
+    verdict = probe(directory)
+    if wanted == "passthrough" and not verdict.depth:
+        raise MountFailed(f"Passthrough cannot be had here: {verdict.reason}. --data-path auto goes without it.")
+    return verdict
 
 
 def _own_mountpoint(store: Store, job: str) -> Path:

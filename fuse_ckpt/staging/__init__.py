@@ -3,9 +3,10 @@
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.committer import Committer
 from fuse_ckpt.staging.journal import load_all, why_stuck
-from fuse_ckpt.staging.processes import UNSEEN, death_of, is_alive, wait_exit
+from fuse_ckpt.staging.processes import UNSEEN, death_of, is_alive, is_task_of, wait_exit
 from fuse_ckpt.staging.recovery import recover
 from fuse_ckpt.staging.settings import Settings
+from fuse_ckpt.staging.worktree import may_be_written
 
 __all__ = [
     "UNSEEN",
@@ -14,7 +15,9 @@ __all__ = [
     "Settings",
     "death_of",
     "is_alive",
+    "is_task_of",
     "load_all",
+    "may_be_written",
     "recover",
     "wait_exit",
     "why_stuck",

@@ -41,6 +41,11 @@ def death_of(process: int) -> str | None:
     return f"its writer was killed by signal {number}" if number else f"its writer exited with status {code >> 8}"
 
 
+def is_task_of(task: int, process: int) -> bool:
+    """Whether the thread `task` belongs to `process`; yes where one of them cannot be seen."""
+    return UNSEEN in (task, process) or task == process or os.path.exists(f"/proc/{process}/task/{task}")
+
+
 def is_alive(process: int) -> bool:
     """Whether `process` is there and not exiting; an UNSEEN one counts as alive."""
     return process == UNSEEN or not _state_of(process)[0] & _PF_EXITING

@@ -46,6 +46,20 @@ class Scan(Struct, frozen=True):
         return [found for found in self.members if found.kind is Kind.FILE]
 
 
+def may_be_written(fd: int) -> bool:
+    """Whether a writable descriptor or shared mapping of the file behind the read-only `fd` exists anywhere.
+
+    Asked of the kernel by a read lease (fcntl(2), F_SETLEASE). Where leases do not exist, or the file is not ours to
+    ask about, the open handles that the mount itself knows are the only answer, and this one says False.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as exc:
+        return exc.errno == errno.EAGAIN
+    return False
+
+
 class WorkTree:
     """The working tree of one job, seen from the disk. `root_fd` stays the caller's."""
 
@@ -113,20 +127,12 @@ class WorkTree:
         return {key for key, links in keys if links > 1}
 
     def is_written(self, found: Found) -> bool:
-        """Whether any process may still write the file: a writable descriptor or shared mapping exists somewhere.
-
-        Asked of the kernel by a read lease (fcntl(2), F_SETLEASE). Where leases do not exist, or the file is not ours
-        to ask about, the open handles that the mount itself knows are the only answer, and this one says False.
-        """
+        """Whether any process may still write the file; see `may_be_written`."""
         fd = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self.root_fd)
         try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except OSError as exc:
-            return exc.errno == errno.EAGAIN
+            return may_be_written(fd)
         finally:
             os.close(fd)
-        return False
 
     def _directory_paths(self, unit: Unit) -> Iterator[str]:
         try:

@@ -8,38 +8,21 @@ keeps its bytes."""
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
 from fuse_ckpt.model import InodeKey
-from fuse_ckpt.staging import UNSEEN, death_of, is_alive
+from fuse_ckpt.staging import death_of, is_alive, is_task_of, may_be_written
 from fuse_ckpt.vfs.attributes import Attributes, Caller
-from fuse_ckpt.vfs.inodes import Inode, WorkInode
+from fuse_ckpt.vfs.copying import copy_file
+from fuse_ckpt.vfs.handles import Handle
+from fuse_ckpt.vfs.inodes import WorkInode
 from fuse_ckpt.vfs.output import OutputTree
 
-_FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
 _AGAIN = 1.0  # seconds within which the kernel has repeated a call that was answered ESTALE
-_COPY_STEP = 1 << 27  # bytes a call of copy_file_range
-
-
-@dataclass(slots=True)
-class Handle:
-    """An open file description. `before`: its file's state at its opening; None where opening it changed the file.
-
-    `process` opened it; `death`: how that was dying when it last closed a descriptor of it.
-    """
-
-    inode: Inode
-    fd: int
-    writable: bool = False
-    before: tuple[int, int, int] | None = None
-    process: int = UNSEEN
-    death: str | None = None
 
 
 class WorkFiles:
@@ -66,13 +49,24 @@ class WorkFiles:
         process = self._area.opened(self._tree.path(parent, name), inode.inode_key, caller.task, changed=True)
         return Handle(inode, fd, True, process=process), attributes
 
-    async def open(self, inode: WorkInode, flags: int, caller: Caller) -> Handle:
+    def open_now(self, inode: WorkInode, flags: int, caller: Caller) -> Handle | None:
+        """Open a file in this step; None where `open_sealed` must wait for a copy."""
         truncate = bool(flags & os.O_TRUNC)
         if flags & os.O_ACCMODE == os.O_RDONLY and not truncate:
             return self._open_to_read(inode)
+        if inode.breaking.locked() or (inode.inode_key in self._area.sealed and not truncate):
+            return None
         if truncate:
             self._about_to_lose(inode, caller)
-        await self._unseal(inode, 0 if truncate else None, caller)
+            self._unseal_empty(inode, caller)
+        return self._opened(inode, flags, caller)
+
+    async def open_sealed(self, inode: WorkInode, flags: int, caller: Caller) -> Handle:
+        await self._unseal(inode, 0 if flags & os.O_TRUNC else None, caller)
+        return self._opened(inode, flags, caller)
+
+    def _opened(self, inode: WorkInode, flags: int, caller: Caller) -> Handle:
+        truncate = bool(flags & os.O_TRUNC)
         handle = self._open_to_write(inode, flags)
         if truncate:
             os.ftruncate(handle.fd, 0)
@@ -82,15 +76,16 @@ class WorkFiles:
             handle.process = self._area.opened(path, inode.inode_key, caller.task, changed=truncate)
         return handle
 
-    def flush(self, handle: Handle) -> None:
+    def flush(self, handle: Handle, task: int | None) -> None:
         """A descriptor is closed, and whoever closes it waits for us: the moment to see whether its process is dying.
 
-        A forked worker's death is not its parent's, so only the process that opened the file is looked at.
+        A forked worker's death is not its parent's, so only the process that opened the file counts.
         """
-        if handle.writable:
-            death = death_of(handle.process)
-            if death is not None or is_alive(handle.process):  # else a worker closes what its dead parent left
-                handle.death = death
+        if not handle.writable or (task is not None and not is_task_of(task, handle.process)):
+            return
+        death = death_of(handle.process)
+        if death is not None or is_alive(handle.process):  # else a worker closes what its dead parent left
+            handle.death = death
 
     async def truncate(self, inode: WorkInode, size: int, handle: Handle | None, caller: Caller) -> None:
         """Set a file's size, by an open handle or by path."""
@@ -119,9 +114,20 @@ class WorkFiles:
         inode.backing.release(handle.writable)
         inode.handles -= 1
         if handle.writable:
+            changed = changed or (inode.backing_id != 0 and self._is_mapped(inode))
             others = [self._tree.path(parent, name) for parent, name in inode.names] if len(inode.names) > 1 else []
             self._area.released(inode.inode_key, changed=changed, death=handle.death, names=others)
         self._tree.table.settle(inode)
+
+    def _is_mapped(self, inode: WorkInode) -> bool:
+        """Whether a mapping may still change the file: under passthrough it outlives the handle that it was made by."""
+        if inode.backing.writers or not inode.names:
+            return False
+        fd = self._descriptor(inode, os.O_RDONLY)
+        try:
+            return may_be_written(fd)
+        finally:
+            os.close(fd)
 
     def _open_to_read(self, inode: WorkInode) -> Handle:
         backing = inode.backing
@@ -167,20 +173,36 @@ class WorkFiles:
         """
         async with inode.breaking:
             if inode.names and inode.inode_key in self._area.sealed:
-                self._serial += 1
-                fresh = f"{self._scratch}/break-{os.getpid()}-{self._serial}"
-                source = self._descriptor(inode, os.O_RDONLY)
-                try:
-                    if size == 0:  # in this step: nothing can come between
-                        _copy(source, fresh, size)
-                    else:
-                        await trio.to_thread.run_sync(_copy, source, fresh, size)
+                with self._successor(inode) as (source, fresh):
+                    await trio.to_thread.run_sync(copy_file, source, fresh, size)
                     self._replace(inode, fresh)
-                finally:
-                    os.close(source)
-                    _remove(fresh)
-        if not inode.names or inode.inode_key in self._area.sealed:
-            self._answered_stale(caller)
+        self._check_unsealed(inode, caller)
+
+    def _unseal_empty(self, inode: WorkInode, caller: Caller) -> None:
+        """The same for O_TRUNC, which needs no copy: in one step."""
+        if inode.names and inode.inode_key in self._area.sealed:
+            with self._successor(inode) as (source, fresh):
+                copy_file(source, fresh, 0)
+                self._replace(inode, fresh)
+        self._check_unsealed(inode, caller)
+
+    @contextmanager
+    def _successor(self, inode: WorkInode) -> Iterator[tuple[int, str]]:
+        self._serial += 1
+        fresh = f"{self._scratch}/break-{os.getpid()}-{self._serial}"
+        source = self._descriptor(inode, os.O_RDONLY)
+        try:
+            yield source, fresh
+        finally:
+            os.close(source)
+            _remove(fresh)
+
+    def _check_unsealed(self, inode: WorkInode, caller: Caller) -> None:
+        if inode.inode_key in self._area.sealed or not (inode.names or inode.handles):
+            now = self._area.clock()
+            self._stale = {task: when for task, when in self._stale.items() if now - when < _AGAIN}
+            self._stale[caller.task] = now
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def _replace(self, inode: WorkInode, fresh: str) -> None:
         status = os.stat(fresh)
@@ -214,11 +236,6 @@ class WorkFiles:
             for parent, name in list(inode.names):
                 self._area.about_to_lose(self._tree.path(parent, name), rewritten=True)
 
-    def _answered_stale(self, caller: Caller) -> NoReturn:
-        now = self._area.clock()
-        self._stale = {task: when for task, when in self._stale.items() if now - when < _AGAIN} | {caller.task: now}
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
     def _all_names(self, inode: WorkInode) -> list[tuple[WorkInode, bytes]]:
         names = list(inode.names)
         links = self._tree.status(inode).st_nlink
@@ -231,40 +248,6 @@ class WorkFiles:
 def _state(status: os.stat_result) -> tuple[int, int, int]:
     """What differs if a file was written; ctime too, for a program may set the mtime back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _copy(source: int, target: str, size: int | None) -> None:
-    """Copy an open file with mode, owner, xattrs and times; its first `size` bytes, or all, shared where possible."""
-    status = os.fstat(source)
-    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        if size != 0:
-            _copy_bytes(source, fd, status.st_size)
-        if size is not None:
-            os.ftruncate(fd, min(size, status.st_size))
-        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(fd, status.st_uid, status.st_gid)
-        os.fchmod(fd, status.st_mode & 0o7777)
-        for name in os.listxattr(source):
-            os.setxattr(fd, name, os.getxattr(source, name))
-        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-    finally:
-        os.close(fd)
-
-
-def _copy_bytes(source: int, target: int, size: int) -> None:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-        return
-    except OSError as exc:
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
-            raise
-    done = 0
-    while done < size:
-        copied = os.copy_file_range(source, target, min(_COPY_STEP, size - done), done, done)
-        if copied == 0:
-            break
-        done += copied
 
 
 def _remove(path: str) -> None:

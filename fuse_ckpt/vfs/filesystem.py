@@ -13,10 +13,11 @@ import stat
 import trio
 
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, Listing
-from fuse_ckpt.vfs.files import Handle, WorkFiles
+from fuse_ckpt.vfs.files import WorkFiles
+from fuse_ckpt.vfs.handles import Handle, Handles, ViewFile
 from fuse_ckpt.vfs.inodes import ROOT, Inode, InodeTable, WorkInode
 from fuse_ckpt.vfs.output import OutputTree
-from fuse_ckpt.vfs.views import ViewFile, ViewInode, Views, read_only
+from fuse_ckpt.vfs.views import ViewInode, Views, read_only
 
 VIEW_NAME = b".checkpoints"
 
@@ -45,15 +46,15 @@ class Filesystem:
         self._job = job
         self._disk_fd = disk_fd
         self._show_checkpoints = show_checkpoints
-        self._handles: dict[int, Handle | ViewFile] = {}
+        self.handles = Handles()
         self._listings: dict[int, Listing] = {}
-        self._next = 1
+        self._next_listing = 1
         if output is None:
             views.root(None)
 
     @property
     def open_files(self) -> int:
-        return len(self._handles)
+        return len(self.handles)
 
     @property
     def known_inodes(self) -> int:
@@ -75,7 +76,7 @@ class Filesystem:
     def create(self, parent_nid: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attributes]:
         parent = self._writable(parent_nid, name)
         handle, attributes = self._files.create(parent, name, mode, caller)
-        return self._add(handle), attributes
+        return self.handles.add(handle), attributes
 
     def mknod(self, parent_nid: int, name: bytes, mode: int, device: int, caller: Caller) -> Attributes:
         return self._output.mknod(self._writable(parent_nid, name), name, mode, device, caller)
@@ -123,7 +124,7 @@ class Filesystem:
         """Change attributes; a new size waits for the copy of a sealed file, during which anything may happen to it."""
         inode = self._work(self._table[nid])
         if changes.size is not None:
-            handle = self._handles.get(fh) if fh is not None else None
+            handle = self.handles[fh] if fh is not None else None
             await self._files.truncate(inode, changes.size, handle if isinstance(handle, Handle) else None, caller)
         self._output.change(inode, changes)
         return self._output.attributes(inode)
@@ -149,40 +150,53 @@ class Filesystem:
     # -- open files ---------------------------------------------------------------------------------------------------
 
     async def open(self, nid: int, flags: int, caller: Caller) -> int:
-        """Open a file; waits for the copy of a sealed one, and then always raises ESTALE."""
+        """Open a file; waits for the copy of a sealed one."""
+        fh = self.open_now(nid, flags, caller)
+        return fh if fh is not None else await self.open_sealed(nid, flags, caller)
+
+    def open_now(self, nid: int, flags: int, caller: Caller) -> int | None:
+        """Open a file in this step; None where it is sealed and must be copied first."""
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return self._add(self._views.open(inode, flags))
-        return self._add(await self._files.open(self._work(inode), flags, caller))
+            return self.handles.add(self._views.open(inode, flags))
+        handle = self._files.open_now(self._work(inode), flags, caller)
+        return None if handle is None else self.handles.add(handle)
+
+    async def open_sealed(self, nid: int, flags: int, caller: Caller) -> int:
+        """What `open_now` could not do; anything may happen to the file while it is copied."""
+        return self.handles.add(await self._files.open_sealed(self._work(self._table[nid]), flags, caller))
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
-        handle = self._handles[fh]
+        handle = self.handles[fh]
         return handle.read(offset, size) if isinstance(handle, ViewFile) else os.pread(handle.fd, size, offset)
 
     def write(self, fh: int, offset: int, data: bytes) -> int:
-        handle = self._handles[fh]
+        handle = self.handles[fh]
         if isinstance(handle, ViewFile):
             raise read_only()
         return os.pwrite(handle.fd, data, offset)
 
-    def flush(self, fh: int) -> None:
-        handle = self._handles[fh]
+    def flush(self, fh: int, task: int | None = None) -> None:
+        """A descriptor of an open file is closed, by `task` where that is known."""
+        handle = self.handles[fh]
         if isinstance(handle, Handle):
-            self._files.flush(handle)
+            self._files.flush(handle, task)
 
     async def fsync(self, fh: int, data_only: bool) -> None:
         """Make the bytes survive a power cut; the handle stays open meanwhile, for the kernel holds it."""
-        handle = self._handles[fh]
+        handle = self.handles[fh]
         if isinstance(handle, Handle):
             await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, handle.fd)
 
     def release_all(self) -> None:
         """The kernel has let go of the filesystem: what it had not released yet, it never will."""
-        for fh in list(self._handles):
+        for fh in self.handles.numbers():
             self.release(fh)
 
     def release(self, fh: int) -> None:
-        handle = self._handles.pop(fh)
+        self.handles.remove(fh, self._close)
+
+    def _close(self, handle: Handle | ViewFile) -> None:
         if isinstance(handle, ViewFile):
             handle.close()
             handle.inode.handles -= 1
@@ -194,8 +208,7 @@ class Filesystem:
 
     def opendir(self, nid: int) -> int:
         self._table[nid].handles += 1
-        fh = self._next
-        self._next += 1
+        fh, self._next_listing = self._next_listing, self._next_listing + 1
         self._listings[fh] = Listing(nid)
         return fh
 
@@ -254,12 +267,6 @@ class Filesystem:
     def _work_names(self, inode: Inode) -> list[bytes]:
         names = self._output.names(self._work(inode))
         return [*names, VIEW_NAME] if self._show_checkpoints and inode.nid == ROOT else names
-
-    def _add(self, handle: Handle | ViewFile) -> int:
-        fh = self._next
-        self._next += 1
-        self._handles[fh] = handle
-        return fh
 
     def _xattr_path(self, nid: int, *, write: bool = False) -> bytes:
         inode = self._table[nid]

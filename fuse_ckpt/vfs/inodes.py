@@ -28,6 +28,10 @@ class Inode:
         self.key = key
         self.lookups = 0
         self.handles = 0  # open files and directories
+        self.opens = 0  # open files as the kernel counts them
+        self.backing_id = (
+            0  # what the kernel moves its data by; 0: the daemon does; fixed from the first open to the last
+        )
 
     def idle(self) -> bool:
         return self.lookups == 0 and self.handles == 0 and self.nid != ROOT

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fuse_ckpt.errors import CorruptBlob
 from fuse_ckpt.store import Store
 from fuse_ckpt.vfs.attributes import Attributes
+from fuse_ckpt.vfs.handles import ViewFile
 from fuse_ckpt.vfs.inodes import Inode, InodeTable
 from fuse_ckpt.vfs.snapshots import DIRECTORY_MODE, Node, Snapshots
 
@@ -25,23 +26,6 @@ class ViewInode(Inode):
         self.view = view
         self.path = path
         self.node = node
-
-
-class ViewFile:
-    """An open file of the read view: a blob's descriptor, or bytes of our own."""
-
-    def __init__(self, inode: ViewInode, fd: int | None, data: bytes) -> None:
-        self.inode = inode
-        self.fd = fd
-        self.data = data
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.fd, size, offset) if self.fd is not None else self.data[offset : offset + size]
-
-    def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
 
 
 class Views:

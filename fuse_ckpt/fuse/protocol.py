@@ -1,0 +1,72 @@
+"""The kernel's FUSE protocol, as far as the relay speaks it: linux/fuse.h, protocol 7.38 and later, little endian.
+
+Layouts are those of the kernel's header; sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+IN_HEADER = struct.Struct("<IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
+OUT_HEADER = struct.Struct("<IiQ")  # len error unique
+INIT_IN = struct.Struct("<IIIII")  # major minor max_readahead flags flags2 (11 unused words follow)
+INIT_OUT_SIZE = 64
+OPEN_IN = struct.Struct("<II")  # flags open_flags
+OPEN_OUT = struct.Struct("<QIi")  # fh open_flags backing_id
+CREATE_IN = struct.Struct("<IIII")  # flags mode umask open_flags; the name follows
+RELEASE_IN = struct.Struct("<Q")  # fh; flags and lock owner follow
+FLUSH_IN = struct.Struct("<Q")
+FORGET_IN = struct.Struct("<Q")  # nlookup
+BATCH_FORGET_IN = struct.Struct("<II")  # count dummy; then (nodeid, nlookup) of each
+FORGET_ONE = struct.Struct("<QQ")
+FALLOCATE_IN = struct.Struct("<QQQII")  # fh offset length mode padding
+LSEEK_IN = struct.Struct("<QQII")  # fh offset whence padding
+LSEEK_OUT = struct.Struct("<Q")
+COPY_IN = struct.Struct("<QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+WRITE_OUT = struct.Struct("<II")  # size padding
+ENTRY_OUT = struct.Struct("<QQQQII")  # nodeid generation entry_valid attr_valid and both in nanoseconds; attr follows
+ATTR_OUT = struct.Struct("<QII")  # attr_valid attr_valid_nsec dummy; attr follows
+ATTR = struct.Struct(
+    "<QQQQQQIIIIIIIIII"
+)  # ino size blocks a/m/ctime, their nsec, mode nlink uid gid rdev blksize flags
+BACKING_MAP = struct.Struct("<iIQ")  # fd flags padding
+
+LOOKUP, FORGET, GETATTR = 1, 2, 3
+OPEN, RELEASE, FLUSH, INIT, CREATE, INTERRUPT = 14, 18, 25, 26, 35, 36
+BATCH_FORGET, FALLOCATE, LSEEK, COPY_FILE_RANGE = 42, 43, 46, 47
+
+FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH = 1 << 1, 1 << 7
+
+# bits of INIT's flags, and of flags2
+INIT_EXT, WRITEBACK_CACHE = 1 << 30, 1 << 16
+PASSTHROUGH = 1 << (37 - 32)
+
+BACKING_OPEN = (1 << 30) | (BACKING_MAP.size << 16) | (229 << 8) | 1  # _IOW(229, 1, struct fuse_backing_map)
+BACKING_CLOSE = (1 << 30) | (4 << 16) | (229 << 8) | 2  # _IOW(229, 2, uint32_t)
+
+LARGEST_REQUEST = (1 << 20) + (1 << 16)  # a write of 1 MiB and its headers
+
+
+def answer(unique: int, body: bytes = b"") -> bytes:
+    """A reply that carries `body`."""
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
+
+
+def refusal(unique: int, number: int) -> bytes:
+    """A reply that says error `number` (positive)."""
+    return OUT_HEADER.pack(OUT_HEADER.size, -number, unique)
+
+
+def permit_passthrough(reply: bytearray, depth: int) -> None:
+    """Edit libfuse's reply to INIT: passthrough is wanted, with backing files less than `depth` filesystems deep.
+
+    The writeback cache goes, for the kernel refuses the two together.
+    """
+    missing = OUT_HEADER.size + INIT_OUT_SIZE - len(reply)
+    if missing > 0:
+        reply.extend(bytes(missing))
+        struct.pack_into("<I", reply, 0, len(reply))
+    (flags,) = struct.unpack_from("<I", reply, 16 + 12)
+    struct.pack_into("<I", reply, 16 + 12, (flags | INIT_EXT) & ~WRITEBACK_CACHE)
+    (flags2,) = struct.unpack_from("<I", reply, 16 + 32)
+    struct.pack_into("<II", reply, 16 + 32, flags2 | PASSTHROUGH, depth)

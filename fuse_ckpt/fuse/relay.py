@@ -1,0 +1,176 @@
+"""The relay: the task that stands between the kernel and libfuse, so that the kernel can move the data by itself.
+
+It reads the kernel's requests. Those that decide about backing files (OPEN, CREATE, RELEASE, FLUSH), those that come
+most often (LOOKUP, GETATTR, FORGET), and those that pyfuse3 has no method for (FALLOCATE, LSEEK, COPY_FILE_RANGE) it
+answers itself, in the same step; all others go to libfuse through a socket, and their replies come back the same way,
+unchanged except for INIT's.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import trio
+
+from fuse_ckpt.fuse import passthrough
+from fuse_ckpt.fuse import protocol as p
+from fuse_ckpt.fuse.answers import Answers, Later, Request
+from fuse_ckpt.fuse.errno import is_expected, number_of
+from fuse_ckpt.vfs import Filesystem
+
+_log = logging.getLogger(__name__)
+
+_SPINS = 4  # looks for the next request before the task parks in epoll: a program's next call comes within microseconds
+_BUFFER = 4 << 20  # bytes of each direction of the socket; a message of 1 MiB must fit with others
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+
+
+class Relay:
+    """The relay of one mount, whose kernel side is the non-blocking descriptor `device`."""
+
+    def __init__(self, device: int, filesystem: Filesystem, depth: int) -> None:
+        self._device = device
+        self._depth = depth
+        self._answers = Answers(filesystem)
+        self._near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._near, self.far):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
+            end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        self._near.setblocking(False)
+        self._init: int | None = None  # the INIT request whose reply is still to come
+        self._refused = False
+        filesystem.handles.lend, filesystem.handles.give_back = self._lend, self._give_back
+
+    async def run(self, ended: Callable[[], None]) -> None:
+        """Relay until the kernel has let go of the filesystem; then call `ended`."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._relay_replies, nursery)
+            await self._relay_requests(nursery)
+            ended()
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Give the descriptors back; libfuse closes its own end."""
+        self._near.close()
+        self.far.detach()
+        os.close(self._device)
+
+    # -- from the kernel ----------------------------------------------------------------------------------------------
+
+    async def _relay_requests(self, nursery: trio.Nursery) -> None:
+        buffer = bytearray(p.LARGEST_REQUEST)
+        view = memoryview(buffer)
+        spins = 0
+        while True:
+            try:
+                size = os.readv(self._device, [buffer])
+            except BlockingIOError:
+                spins += 1
+                if spins <= _SPINS:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._device)
+                continue
+            except OSError as exc:
+                if exc.errno == errno.ENODEV:  # unmounted
+                    return
+                if exc.errno in (errno.ENOENT, errno.EINTR):  # the request was interrupted
+                    continue
+                raise
+            spins = 0
+            await self._relay_request(nursery, view[:size])
+
+    async def _relay_request(self, nursery: trio.Nursery, message: memoryview) -> None:
+        _, opcode, unique, nodeid, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(message)
+        if opcode == p.INTERRUPT:  # what it interrupts is answered soon, or is libfuse's and finishes anyway
+            return
+        if opcode == p.INIT:
+            self._init = unique
+        handler = self._answers.table.get(opcode)
+        if handler is None:
+            await self._send(message)
+            return
+        request = Request(unique, nodeid, uid, gid, pid, message[p.IN_HEADER.size :])
+        try:
+            reply = handler(request)
+        except Exception as exc:
+            reply = self._refusal(request.unique, handler.__name__, exc)
+        if isinstance(reply, bytes):
+            self._write(reply)
+        elif reply is not None:
+            nursery.start_soon(self._answer_later, request.unique, reply)
+
+    async def _answer_later(self, unique: int, later: Later) -> None:
+        try:
+            reply = await later()
+        except Exception as exc:
+            reply = self._refusal(unique, later.__qualname__, exc)
+        self._write(reply)
+
+    def _refusal(self, unique: int, name: str, exc: Exception) -> bytes:
+        """As the guard of the handlers: whatever goes wrong is one error number, and the mount lives on."""
+        if not is_expected(exc):
+            _log.error("%s failed, the program sees an error: %r", name, exc, exc_info=exc)
+        return p.refusal(unique, number_of(exc))
+
+    async def _send(self, message: memoryview) -> None:
+        while True:
+            try:
+                self._near.send(message)
+                return
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._near)
+
+    # -- to the kernel ------------------------------------------------------------------------------------------------
+
+    async def _relay_replies(self, nursery: trio.Nursery) -> None:
+        buffer = bytearray(p.LARGEST_REQUEST)
+        view = memoryview(buffer)
+        while True:
+            try:
+                size = self._near.recv_into(buffer)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._near)
+                continue
+            if size == 0:
+                return
+            _, _, unique = p.OUT_HEADER.unpack_from(buffer)
+            if unique == 0:  # a notification waits for a directory's lock, whose holder may wait for us
+                nursery.start_soon(trio.to_thread.run_sync, self._write, bytes(view[:size]))
+            elif unique == self._init:
+                self._init = None
+                reply = bytearray(view[:size])
+                p.permit_passthrough(reply, self._depth)
+                self._write(bytes(reply))
+            else:
+                self._write(view[:size])
+
+    def _write(self, reply: bytes | memoryview) -> None:
+        try:
+            os.write(self._device, reply)
+        except OSError as exc:
+            # interrupted meanwhile; unmounted; or a notification of a name that the kernel does not know
+            if exc.errno not in (errno.ENOENT, errno.ENODEV):
+                _log.error("the kernel refuses a reply: %s", exc)
+
+    # -- backing files ------------------------------------------------------------------------------------------------
+
+    def _lend(self, fd: int) -> int:
+        """The backing id of a file; 0 where the kernel refuses: then its data passes through the daemon."""
+        try:
+            return passthrough.lend(self._device, fd)
+        except OSError as exc:
+            if not self._refused:
+                self._refused = True
+                _log.error("the kernel refuses a backing file, such files are served by the daemon: %s", exc)
+            return 0
+
+    def _give_back(self, backing_id: int) -> None:
+        try:
+            passthrough.give_back(self._device, backing_id)
+        except OSError as exc:
+            _log.error("the kernel does not take backing id %d back: %s", backing_id, exc)

@@ -1,0 +1,96 @@
+"""Open files, by the numbers that the kernel knows them by, and the backing files that are lent to it for them.
+
+The kernel's rule: an inode has one backing id, or none, from its first open to its last release.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fuse_ckpt.staging import UNSEEN
+from fuse_ckpt.vfs.inodes import Inode, WorkInode
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open file description. `before`: its file's state at its opening; None where opening it changed the file.
+
+    `process` opened it; `death`: how that was dying when it last closed a descriptor of it.
+    """
+
+    inode: WorkInode
+    fd: int
+    writable: bool = False
+    before: tuple[int, int, int] | None = None
+    process: int = UNSEEN
+    death: str | None = None
+
+
+class ViewFile:
+    """An open file of the read view: a blob's descriptor, or bytes of our own."""
+
+    def __init__(self, inode: Inode, fd: int | None, data: bytes) -> None:
+        self.inode = inode
+        self.fd = fd
+        self.data = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.fd, size, offset) if self.fd is not None else self.data[offset : offset + size]
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class Handles:
+    """All open files. `lend` gives the kernel the file behind a descriptor (0: not taken), `give_back` ends that."""
+
+    def __init__(self) -> None:
+        self.lend: Callable[[int], int] = lambda fd: 0
+        self.give_back: Callable[[int], None] = lambda backing_id: None
+        self._open: dict[int, Handle | ViewFile] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __getitem__(self, fh: int) -> Handle | ViewFile:
+        try:
+            return self._open[fh]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def numbers(self) -> list[int]:
+        return list(self._open)
+
+    def add(self, handle: Handle | ViewFile) -> int:
+        """A handle that the kernel is about to hear of; returns its number."""
+        inode = handle.inode
+        if inode.opens == 0 and handle.fd is not None:
+            inode.backing_id = self.lend(handle.fd)
+        inode.opens += 1
+        fh, self._next = self._next, self._next + 1
+        self._open[fh] = handle
+        return fh
+
+    def remove(self, fh: int, close: Callable[[Handle | ViewFile], None]) -> None:
+        """The kernel has released it; `close` is called before a backing id goes."""
+        handle = self[fh]
+        del self._open[fh]
+        inode = handle.inode
+        inode.opens -= 1
+        close(handle)
+        if inode.opens == 0 and inode.backing_id:
+            self.give_back(inode.backing_id)
+            inode.backing_id = 0
+
+    def descriptor(self, fh: int) -> int:
+        """The descriptor of an open file's bytes. Raises ENXIO for one that has none."""
+        fd = self[fh].fd
+        if fd is None:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return fd

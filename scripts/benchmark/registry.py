@@ -1,0 +1,60 @@
+"""The cases, by name. A case is a function that prepares a place and returns the trial that is run there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scripts.benchmark.payload import Payload
+from scripts.benchmark.places import Place
+from scripts.benchmark.sizes import Sizes
+
+
+def nothing() -> None:
+    """No cleaning up."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is timed, what cleans up behind each run of it, and what cleans up at the end."""
+
+    run: Callable[[], object]
+    clean: Callable[[], object] = nothing
+    finish: Callable[[], object] = nothing
+
+
+Start = Callable[[Payload, Place], Trial]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of work. `work` says how much of it a run does, in bytes or in operations."""
+
+    name: str
+    start: Start
+    work: Callable[[Sizes], int]
+    unit: str  # "bytes" or "operations"
+    goal: str  # in words; a speed is relative to what it names
+    reads: bool = False  # also from the read view
+    cold: bool = False  # the kernel's caches are dropped before each run
+
+    @property
+    def title(self) -> str:
+        return (self.start.__doc__ or "").strip().splitlines()[0]
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(
+    name: str, work: Callable[[Sizes], int], *, unit: str = "bytes", goal: str = "", reads: bool = False, cold: str = ""
+) -> Callable[[Start], Start]:
+    """Register a function as the case `name`; with `cold`, the goal of it, also as `name`-cold."""
+
+    def register(start: Start) -> Start:
+        CASES[name] = Case(name, start, work, unit, goal, reads)
+        if cold:
+            CASES[f"{name}-cold"] = Case(f"{name}-cold", start, work, unit, cold, reads, cold=True)
+        return start
+
+    return register
