@@ -6,7 +6,6 @@ from fuse_ckpt.staging.journal import load_all, why_stuck
 from fuse_ckpt.staging.processes import UNSEEN, death_of, is_alive, is_task_of, wait_exit
 from fuse_ckpt.staging.recovery import recover
 from fuse_ckpt.staging.settings import Settings
-from fuse_ckpt.staging.worktree import may_be_written
 
 __all__ = [
     "UNSEEN",
@@ -17,7 +16,6 @@ __all__ = [
     "is_alive",
     "is_task_of",
     "load_all",
-    "may_be_written",
     "recover",
     "wait_exit",
     "why_stuck",

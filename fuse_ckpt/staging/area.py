@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
 from fuse_ckpt.staging import journal, policy, validate
+from fuse_ckpt.staging.doubts import Doubts
 from fuse_ckpt.staging.drafts import Draft
 from fuse_ckpt.staging.journal import Journal, Sealed
 from fuse_ckpt.staging.open_files import OpenFile, OpenFiles
@@ -49,6 +50,7 @@ class Area:
         self._settings = settings
         self._periods = settings.periods
         self._open = OpenFiles()
+        self.doubts = Doubts(self.tree)
         self.sealed = SealedInodes()
         self._gone: set[int] = set()  # writers that have exited
 

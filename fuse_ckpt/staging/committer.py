@@ -109,6 +109,8 @@ class Committer:
     async def _step(self) -> bool:
         """Do one thing that is due; False if nothing is."""
         self._requeue(self._area.clock())
+        for path in self._area.doubts.changed(self._area.clock()):
+            self._area.arrived(path, UNSEEN)
         if self._area.queue:
             await self._commit(self._area.queue[0])
             return True
@@ -130,7 +132,7 @@ class Committer:
     def _patience(self) -> float:
         due = self._area.due(self._refused)
         times = [when for when, _ in self._stuck.values()] + ([due[0]] if due is not None else [])
-        return max(0.0, min(times, default=math.inf) - self._area.clock())
+        return max(0.0, min(self._area.doubts.next_look(), *times, math.inf) - self._area.clock())
 
     def _requeue(self, now: float) -> None:
         """Try the drafts again that could not be committed and whose time has come."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import trio
 
 from fuse_ckpt.model import InodeKey
-from fuse_ckpt.staging import death_of, is_alive, is_task_of, may_be_written
+from fuse_ckpt.staging import death_of, is_alive, is_task_of
 from fuse_ckpt.vfs.attributes import Attributes, Caller
 from fuse_ckpt.vfs.copying import copy_file
 from fuse_ckpt.vfs.handles import Handle
@@ -114,20 +114,18 @@ class WorkFiles:
         inode.backing.release(handle.writable)
         inode.handles -= 1
         if handle.writable:
-            changed = changed or (inode.backing_id != 0 and self._is_mapped(inode))
+            if not changed and inode.backing_id:
+                self._doubt(inode, status)
             others = [self._tree.path(parent, name) for parent, name in inode.names] if len(inode.names) > 1 else []
             self._area.released(inode.inode_key, changed=changed, death=handle.death, names=others)
         self._tree.table.settle(inode)
 
-    def _is_mapped(self, inode: WorkInode) -> bool:
-        """Whether a mapping may still change the file: under passthrough it outlives the handle that it was made by."""
-        if inode.backing.writers or not inode.names:
-            return False
-        fd = self._descriptor(inode, os.O_RDONLY)
-        try:
-            return may_be_written(fd)
-        finally:
-            os.close(fd)
+    def _doubt(self, inode: WorkInode, status: os.stat_result) -> None:
+        """Under passthrough a mapping outlives the handle that it was made by, and may change the file yet."""
+        if inode.backing.writers == 0 and inode.names:
+            path = os.fsdecode(inode.path())
+            self._area.doubts.add(path, inode.inode_key, status.st_size, status.st_mtime_ns, self._area.clock())
+            self._area.wake()
 
     def _open_to_read(self, inode: WorkInode) -> Handle:
         backing = inode.backing
