@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Answers:
             p.FORGET: self.forget,
             p.BATCH_FORGET: self.batch_forget,
             p.GETATTR: self.getattr,
+            p.GETXATTR: self.getxattr,
             p.OPEN: self.open,
             p.CREATE: self.create,
             p.FLUSH: self.flush,
@@ -73,6 +75,14 @@ class Answers:
         found = self._fs.getattr(request.nodeid)
         valid, valid_ns = _timeout(found.attr_timeout)
         return p.answer(request.unique, p.ATTR_OUT.pack(valid, valid_ns, 0) + _attr(found))
+
+    def getxattr(self, request: Request) -> bytes:
+        """The kernel asks for security.capability before the first write of every file."""
+        size, _ = p.GETXATTR_IN.unpack_from(request.body)
+        value = self._fs.getxattr(request.nodeid, request.name(p.GETXATTR_IN.size))
+        if size == 0:
+            return p.answer(request.unique, p.GETXATTR_OUT.pack(len(value), 0))
+        return p.answer(request.unique, value) if len(value) <= size else p.refusal(request.unique, errno.ERANGE)
 
     def open(self, request: Request) -> bytes | Later:
         flags, _ = p.OPEN_IN.unpack_from(request.body)

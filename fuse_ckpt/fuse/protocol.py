@@ -23,6 +23,8 @@ FALLOCATE_IN = struct.Struct("<QQQII")  # fh offset length mode padding
 LSEEK_IN = struct.Struct("<QQII")  # fh offset whence padding
 LSEEK_OUT = struct.Struct("<Q")
 COPY_IN = struct.Struct("<QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+GETXATTR_IN = struct.Struct("<II")  # size padding; the name follows
+GETXATTR_OUT = struct.Struct("<II")  # size padding: the answer where size 0 was asked for
 WRITE_OUT = struct.Struct("<II")  # size padding
 ENTRY_OUT = struct.Struct("<QQQQII")  # nodeid generation entry_valid attr_valid and both in nanoseconds; attr follows
 ATTR_OUT = struct.Struct("<QII")  # attr_valid attr_valid_nsec dummy; attr follows
@@ -32,7 +34,7 @@ ATTR = struct.Struct(
 BACKING_MAP = struct.Struct("<iIQ")  # fd flags padding
 
 LOOKUP, FORGET, GETATTR = 1, 2, 3
-OPEN, RELEASE, FLUSH, INIT, CREATE, INTERRUPT = 14, 18, 25, 26, 35, 36
+OPEN, RELEASE, GETXATTR, FLUSH, INIT, CREATE, INTERRUPT = 14, 18, 22, 25, 26, 35, 36
 BATCH_FORGET, FALLOCATE, LSEEK, COPY_FILE_RANGE = 42, 43, 46, 47
 
 FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH = 1 << 1, 1 << 7

@@ -1,9 +1,9 @@
 """The relay: the task that stands between the kernel and libfuse, so that the kernel can move the data by itself.
 
 It reads the kernel's requests. Those that decide about backing files (OPEN, CREATE, RELEASE, FLUSH), those that come
-most often (LOOKUP, GETATTR, FORGET), and those that pyfuse3 has no method for (FALLOCATE, LSEEK, COPY_FILE_RANGE) it
-answers itself, in the same step; all others go to libfuse through a socket, and their replies come back the same way,
-unchanged except for INIT's.
+most often (LOOKUP, GETATTR, GETXATTR, FORGET), and those that pyfuse3 has no method for (FALLOCATE, LSEEK,
+COPY_FILE_RANGE) it answers itself, in the same step; all others go to libfuse through a socket, and their replies come
+back the same way, unchanged except for INIT's.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.committer import Committer
 from fuse_ckpt.staging.journal import load_all, why_stuck
-from fuse_ckpt.staging.processes import UNSEEN, death_of, is_alive, is_task_of, wait_exit
+from fuse_ckpt.staging.processes import UNSEEN, death_of, is_task_of, state_of, wait_exit
 from fuse_ckpt.staging.recovery import recover
 from fuse_ckpt.staging.settings import Settings
 
@@ -13,10 +13,10 @@ __all__ = [
     "Committer",
     "Settings",
     "death_of",
-    "is_alive",
     "is_task_of",
     "load_all",
     "recover",
+    "state_of",
     "wait_exit",
     "why_stuck",
 ]

@@ -92,7 +92,8 @@ class Area:
                 self._touch(unit, *file.processes).closed(self.clock(), _below(unit, path))
             elif is_companion(path):
                 self.pointed(self.tree.pointer(path))
-        self.wake()
+        if self.drafts:
+            self.wake()
 
     def renamed(self, old: str, new: str, task: int, *, directory: bool) -> None:
         """`old` is `new` now, and whatever `new` was has gone."""

@@ -34,21 +34,23 @@ def death_of(process: int) -> str | None:
     Asked while a file is closed: the kernel closes what a process leaves open, which looks like any other close, but
     the process waits for the answer with PF_EXITING set and its exit code in place (proc_pid_stat(5), fields 9 and 52).
     """
+    return state_of(process)[1]
+
+
+def state_of(process: int) -> tuple[bool, str | None]:
+    """Whether `process` is there and not exiting, and how it is dying if it is; an UNSEEN one counts as alive."""
     flags, code = _state_of(process)
-    if not flags & _PF_EXITING or code == 0:
-        return None
+    if not flags & _PF_EXITING:
+        return True, None
     number = code & 0x7F
-    return f"its writer was killed by signal {number}" if number else f"its writer exited with status {code >> 8}"
+    if number:
+        return False, f"its writer was killed by signal {number}"
+    return False, f"its writer exited with status {code >> 8}" if code else None
 
 
 def is_task_of(task: int, process: int) -> bool:
     """Whether the thread `task` belongs to `process`; yes where one of them cannot be seen."""
     return UNSEEN in (task, process) or task == process or os.path.exists(f"/proc/{process}/task/{task}")
-
-
-def is_alive(process: int) -> bool:
-    """Whether `process` is there and not exiting; an UNSEEN one counts as alive."""
-    return process == UNSEEN or not _state_of(process)[0] & _PF_EXITING
 
 
 def _state_of(process: int) -> tuple[int, int]:

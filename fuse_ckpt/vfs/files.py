@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import trio
 
 from fuse_ckpt.model import InodeKey
-from fuse_ckpt.staging import death_of, is_alive, is_task_of
+from fuse_ckpt.staging import is_task_of, state_of
 from fuse_ckpt.vfs.attributes import Attributes, Caller
 from fuse_ckpt.vfs.copying import copy_file
 from fuse_ckpt.vfs.handles import Handle
@@ -83,8 +83,8 @@ class WorkFiles:
         """
         if not handle.writable or (task is not None and not is_task_of(task, handle.process)):
             return
-        death = death_of(handle.process)
-        if death is not None or is_alive(handle.process):  # else a worker closes what its dead parent left
+        alive, death = state_of(handle.process)
+        if alive or death is not None:  # else a worker closes what its dead parent left
             handle.death = death
 
     async def truncate(self, inode: WorkInode, size: int, handle: Handle | None, caller: Caller) -> None:
