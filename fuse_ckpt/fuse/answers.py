@@ -142,9 +142,11 @@ class Answers:
         return copy
 
     def _opened(self, fh: int) -> bytes:
-        """With passthrough no other flag may be set: the kernel answers EIO to FOPEN_KEEP_CACHE."""
-        backing_id = self._fs.handles[fh].inode.backing_id
-        return p.OPEN_OUT.pack(fh, p.FOPEN_PASSTHROUGH if backing_id else p.FOPEN_KEEP_CACHE, backing_id)
+        """With passthrough the kernel answers EIO to FOPEN_KEEP_CACHE. Only the close of a writer is worth a FLUSH."""
+        handle = self._fs.handles[fh]
+        backing_id = handle.inode.backing_id
+        flags = p.FOPEN_PASSTHROUGH if backing_id else p.FOPEN_KEEP_CACHE
+        return p.OPEN_OUT.pack(fh, flags if handle.writable else flags | p.FOPEN_NOFLUSH, backing_id)
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -1,7 +1,7 @@
 """The composition root: puts the rooms together into a mount, a training run, or an answer about this machine."""
 
 from fuse_ckpt.session.machine import Finding, probe
-from fuse_ckpt.session.mounting import browse, mount, pending_units, umount
+from fuse_ckpt.session.mounting import browse, mount, pending_units, statistics, umount
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions, PendingUnit
 from fuse_ckpt.session.training import run_training
 
@@ -16,5 +16,6 @@ __all__ = [
     "pending_units",
     "probe",
     "run_training",
+    "statistics",
     "umount",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fuse_ckpt.errors import InvalidMountPoint, MountFailed, StillBound
 from fuse_ckpt.fuse import mount as mounts
@@ -72,6 +73,16 @@ def umount(mountpoint: Path) -> None:
         )
     with Store.open(source.parent.parent) as store:
         store.wait_unlocked(job or "", DAEMON_PATIENCE)
+
+
+def statistics(store: Store) -> list[dict[str, Any]]:
+    """What each daemon of the store says of its mount: data path and why, what it committed, what is pending."""
+    answers = []
+    for job in store.jobs():
+        if store.job_locked(job.name):
+            answer = control.ask(store.layout.control(job.name), "status")
+            answers.append({"job": job.name, **(answer or {"error": "its daemon does not answer"})})
+    return answers
 
 
 def pending_units(store: Store, job: str) -> list[PendingUnit]:

@@ -32,6 +32,8 @@ class Handle:
 class ViewFile:
     """An open file of the read view: a blob's descriptor, or bytes of our own."""
 
+    writable = False
+
     def __init__(self, inode: Inode, fd: int | None, data: bytes) -> None:
         self.inode = inode
         self.fd = fd

@@ -65,6 +65,7 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "mount",
         "umount",
         "browse",
+        "stats",
         "doctor",
     }
 
