@@ -73,7 +73,7 @@ def run_training(
         try:
             mounted = daemon.start(store, options)
         except BaseException:
-            store.end_run(run, time.time_ns(), NotStarted.exit_code, RunStatus.FAILED)
+            store.drop_run(run)
             raise
         report(f"mounted at {mounted.mountpoint}, checkpoints in {mounted.mountpoint}/.checkpoints")
         return _Session(store, options, mounted, run, report).run(program, command, dict(environment))

@@ -72,6 +72,10 @@ class Jobs:
         self._index.write(lambda records: records.put_run(ended))
         return ended
 
+    def drop_run(self, run: Run) -> None:
+        """Forget a run that never began."""
+        self._index.write(lambda records: records.drop_run(run))
+
     def runs(self, job: str) -> list[Run]:
         """The runs of a job, oldest first."""
         return self._index.read(lambda records: records.runs(job))

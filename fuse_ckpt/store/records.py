@@ -212,6 +212,9 @@ class Records:
     def put_run(self, run: Run) -> None:
         self._put(Table.RUNS, _job_prefix(run.job) + UUID(run.id).bytes, run)
 
+    def drop_run(self, run: Run) -> None:
+        self._transaction.delete(_job_prefix(run.job) + UUID(run.id).bytes, db=self._tables[Table.RUNS])
+
     # all
 
     def damage(self) -> list[str]:
