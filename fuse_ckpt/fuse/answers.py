@@ -39,10 +39,14 @@ class Request:
 
 
 class Answers:
-    """`table`: opcode → what answers it, at once (bytes), later (a coroutine function), or not at all (None)."""
+    """`table`: opcode → what answers it, at once (bytes), later (a coroutine function), or not at all (None).
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    `notify` tells the kernel something that it did not ask; it may not wait.
+    """
+
+    def __init__(self, filesystem: Filesystem, notify: Callable[[bytes], None]) -> None:
         self._fs = filesystem
+        self._notify = notify
         self.table: dict[int, Callable[[Request], bytes | Later | None]] = {
             p.LOOKUP: self.lookup,
             p.FORGET: self.forget,
@@ -54,6 +58,7 @@ class Answers:
             p.FLUSH: self.flush,
             p.RELEASE: self.release,
             p.FALLOCATE: self.fallocate,
+            p.IOCTL: self.ioctl,
             p.LSEEK: self.lseek,
             p.COPY_FILE_RANGE: self.copy_file_range,
         }
@@ -89,18 +94,18 @@ class Answers:
         unique, nodeid, caller = request.unique, request.nodeid, request.caller
         fh = self._fs.open_now(nodeid, flags, caller)
         if fh is not None:
-            return p.answer(unique, self._opened(fh))
+            return p.answer(unique, self._opened(fh, flags))
 
         async def open_sealed() -> bytes:
-            return p.answer(unique, self._opened(await self._fs.open_sealed(nodeid, flags, caller)))
+            return p.answer(unique, self._opened(await self._fs.open_sealed(nodeid, flags, caller), flags))
 
         return open_sealed
 
     def create(self, request: Request) -> bytes:
-        _, mode, _, _ = p.CREATE_IN.unpack_from(request.body)
+        flags, mode, _, _ = p.CREATE_IN.unpack_from(request.body)
         name = request.name(p.CREATE_IN.size)
         fh, attributes = self._fs.create(request.nodeid, name, mode & 0o7777, request.caller)
-        return p.answer(request.unique, _entry(attributes) + self._opened(fh))
+        return p.answer(request.unique, _entry(attributes) + self._opened(fh, flags | os.O_TRUNC))
 
     def flush(self, request: Request) -> bytes:
         (fh,) = p.FLUSH_IN.unpack_from(request.body)
@@ -115,7 +120,11 @@ class Answers:
     def lseek(self, request: Request) -> bytes:
         """SEEK_HOLE and SEEK_DATA: the kernel knows the others itself."""
         fh, offset, whence, _ = p.LSEEK_IN.unpack_from(request.body)
-        return p.answer(request.unique, p.LSEEK_OUT.pack(os.lseek(self._fs.handles.descriptor(fh), offset, whence)))
+        return p.answer(request.unique, p.LSEEK_OUT.pack(self._fs.handles[fh].seek(offset, whence)))
+
+    def ioctl(self, request: Request) -> bytes:
+        """Python asks every file that it opens whether it is a terminal."""
+        return p.refusal(request.unique, errno.ENOTTY)
 
     def fallocate(self, request: Request) -> Later:
         unique = request.unique
@@ -141,12 +150,14 @@ class Answers:
 
         return copy
 
-    def _opened(self, fh: int) -> bytes:
+    def _opened(self, fh: int, flags: int) -> bytes:
         """With passthrough the kernel answers EIO to FOPEN_KEEP_CACHE. Only the close of a writer is worth a FLUSH."""
         handle = self._fs.handles[fh]
         backing_id = handle.inode.backing_id
-        flags = p.FOPEN_PASSTHROUGH if backing_id else p.FOPEN_KEEP_CACHE
-        return p.OPEN_OUT.pack(fh, flags if handle.writable else flags | p.FOPEN_NOFLUSH, backing_id)
+        if backing_id and flags & os.O_ACCMODE == os.O_RDWR and not flags & os.O_TRUNC:
+            self._notify(p.forget_attributes(handle.inode.nid))  # a mapping may change them, and the kernel not notice
+        answer = p.FOPEN_PASSTHROUGH if backing_id else p.FOPEN_KEEP_CACHE
+        return p.OPEN_OUT.pack(fh, answer if handle.writable else answer | p.FOPEN_NOFLUSH, backing_id)
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -35,13 +35,14 @@ class Relay:
     def __init__(self, device: int, filesystem: Filesystem, depth: int) -> None:
         self._device = device
         self._depth = depth
-        self._answers = Answers(filesystem)
+        self._answers = Answers(filesystem, self._write)
         self._near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._near, self.far):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
             end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         self._near.setblocking(False)
         self._init: int | None = None  # the INIT request whose reply is still to come
+        self._offered = 0
         self._refused = False
         filesystem.handles.lend, filesystem.handles.give_back = self._lend, self._give_back
 
@@ -90,6 +91,7 @@ class Relay:
             return
         if opcode == p.INIT:
             self._init = unique
+            self._offered = p.INIT_IN.unpack_from(message, p.IN_HEADER.size)[3]
         handler = self._answers.table.get(opcode)
         if handler is None:
             await self._send(message)
@@ -144,7 +146,7 @@ class Relay:
             elif unique == self._init:
                 self._init = None
                 reply = bytearray(view[:size])
-                p.permit_passthrough(reply, self._depth)
+                p.permit_passthrough(reply, self._depth, self._offered)
                 self._write(bytes(reply))
             else:
                 self._write(view[:size])

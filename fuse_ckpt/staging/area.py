@@ -26,7 +26,7 @@ from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
 
 _log = logging.getLogger(__name__)
 
-UNFINISHED = "-unfinished"  # NeMo's mark beside a checkpoint while it is written
+_UNFINISHED = "-unfinished"  # NeMo's mark beside a checkpoint while it is written
 
 
 class Area:
@@ -47,11 +47,10 @@ class Area:
         self.queue: list[Sealed] = []  # sealed, to be committed in this order
         self.drafts: dict[Unit, Draft] = {}
         self._pending = pending
-        self._settings = settings
-        self._periods = settings.periods
-        self._open = OpenFiles()
         self.doubts = Doubts(self.tree)
         self.sealed = SealedInodes()
+        self._settings, self._periods = settings, settings.periods
+        self._open = OpenFiles()
         self._gone: set[int] = set()  # writers that have exited
 
     # -- sealed drafts ------------------------------------------------------------------------------------------------
@@ -281,7 +280,7 @@ class Area:
         if not self.tree.scan(unit).files:
             del self.drafts[unit]
             return
-        draft.lost(self.clock(), marker=is_temporary(path) or path.endswith(UNFINISHED))
+        draft.lost(self.clock(), marker=is_temporary(path) or path.endswith(_UNFINISHED))
 
     def _hint_others(self, unit: Unit, process: int) -> None:
         for other, draft in self.drafts.items():

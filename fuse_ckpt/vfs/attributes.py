@@ -56,7 +56,9 @@ class Listing:
     filled: bool = False
 
 
-def of_status(nid: int, status: os.stat_result, hidden_links: int, timeout: float) -> Attributes:
+def of_status(
+    nid: int, status: os.stat_result, hidden_links: int, attr_timeout: float, entry_timeout: float
+) -> Attributes:
     """Attributes from a stat(2) of the backing file; `hidden_links` of its links are the store's own."""
     return Attributes(
         nid=nid,
@@ -71,6 +73,6 @@ def of_status(nid: int, status: os.stat_result, hidden_links: int, timeout: floa
         rdev=status.st_rdev,
         blksize=status.st_blksize,
         blocks=status.st_blocks,
-        entry_timeout=timeout,
-        attr_timeout=timeout,
+        entry_timeout=entry_timeout,
+        attr_timeout=attr_timeout,
     )

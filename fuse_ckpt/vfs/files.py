@@ -81,6 +81,7 @@ class WorkFiles:
 
         A forked worker's death is not its parent's, so only the process that opened the file counts.
         """
+        handle.flushed = True
         if not handle.writable or (task is not None and not is_task_of(task, handle.process)):
             return
         alive, death = state_of(handle.process)

@@ -189,8 +189,14 @@ class Filesystem:
             await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, handle.fd)
 
     def release_all(self) -> None:
-        """The kernel has let go of the filesystem: what it had not released yet, it never will."""
+        """The kernel has let go of the filesystem: what it had not released yet, it never will.
+
+        A file whose close was never heard of was cut off, whatever it looks like.
+        """
         for fh in self.handles.numbers():
+            handle = self.handles[fh]
+            if isinstance(handle, Handle) and handle.writable and not handle.flushed:
+                handle.death = "the mount was taken away while it was open"
             self.release(fh)
 
     def release(self, fh: int) -> None:

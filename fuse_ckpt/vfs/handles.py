@@ -27,6 +27,11 @@ class Handle:
     before: tuple[int, int, int] | None = None
     process: int = UNSEEN
     death: str | None = None
+    flushed: bool = False  # a descriptor of it was closed
+
+    def seek(self, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of lseek(2)."""
+        return os.lseek(self.fd, offset, whence)
 
 
 class ViewFile:
@@ -41,6 +46,14 @@ class ViewFile:
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset) if self.fd is not None else self.data[offset : offset + size]
+
+    def seek(self, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of lseek(2); bytes of our own have no holes."""
+        if self.fd is not None:
+            return os.lseek(self.fd, offset, whence)
+        if not 0 <= offset < len(self.data):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return offset if whence == os.SEEK_DATA else len(self.data)
 
     def close(self) -> None:
         if self.fd is not None:
@@ -74,6 +87,8 @@ class Handles:
         inode = handle.inode
         if inode.opens == 0 and handle.fd is not None:
             inode.backing_id = self.lend(handle.fd)
+        if isinstance(handle, Handle) and handle.writable and inode.backing_id:
+            handle.inode.backing.unsettled = True
         inode.opens += 1
         fh, self._next = self._next, self._next + 1
         self._open[fh] = handle
@@ -91,8 +106,8 @@ class Handles:
             inode.backing_id = 0
 
     def descriptor(self, fh: int) -> int:
-        """The descriptor of an open file's bytes. Raises ENXIO for one that has none."""
+        """The descriptor of an open file's bytes. Raises EOPNOTSUPP for one that has none: the kernel copies itself."""
         fd = self[fh].fd
         if fd is None:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return fd

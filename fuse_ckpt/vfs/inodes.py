@@ -49,6 +49,7 @@ class Backing:
         self.writable: int | None = None
         self.readers = 0
         self.writers = 0
+        self.unsettled = False  # was open for writing: a mapping may go on changing it unseen by the kernel's caches
 
     def release(self, writable: bool) -> None:
         """One handle less. The writable descriptor goes with the last writer: a seal must not find it open."""

@@ -5,13 +5,14 @@ Reports to the staging area what happens, in order. What may destroy a finished 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
 
 from fuse_ckpt.model import InodeKey
-from fuse_ckpt.staging import Area
+from fuse_ckpt.staging import Area, may_be_written
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, of_status
 from fuse_ckpt.vfs.inodes import ROOT, InodeTable, WorkInode
 
@@ -217,7 +218,18 @@ class OutputTree:
 
     def _attributes(self, inode: WorkInode, status: os.stat_result) -> Attributes:
         hidden = 0 if inode.fd is not None else self.area.sealed.hidden_links(inode.inode_key, status.st_nlink)
-        return of_status(inode.nid, status, hidden, TIMEOUT)
+        return of_status(inode.nid, status, hidden, 0.0 if self._is_unsettled(inode) else TIMEOUT, TIMEOUT)
+
+    def _is_unsettled(self, inode: WorkInode) -> bool:
+        """Whether the file may change without the kernel's knowing: under passthrough a mapping outlives its handle."""
+        backing = inode.backing
+        if backing.unsettled and backing.writers == 0 and inode.names:
+            path, dir_fd = inode.place()
+            with contextlib.suppress(OSError):  # not ours to read: then nobody knows, and the kernel asks each time
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+                backing.unsettled = may_be_written(fd)
+                os.close(fd)
+        return backing.unsettled
 
     def _made(self, parent: WorkInode, name: bytes) -> Attributes:
         status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
