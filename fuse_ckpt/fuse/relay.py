@@ -44,6 +44,7 @@ class Relay:
         self._init: int | None = None  # the INIT request whose reply is still to come
         self._offered = 0
         self._refused = False
+        self._notifying = trio.CapacityLimiter(1)
         filesystem.handles.lend, filesystem.handles.give_back = self._lend, self._give_back
 
     async def run(self, ended: Callable[[], None]) -> None:
@@ -141,8 +142,8 @@ class Relay:
             if size == 0:
                 return
             _, _, unique = p.OUT_HEADER.unpack_from(buffer)
-            if unique == 0:  # a notification waits for a directory's lock, whose holder may wait for us
-                nursery.start_soon(trio.to_thread.run_sync, self._write, bytes(view[:size]))
+            if unique == 0:
+                nursery.start_soon(self._notify, bytes(view[:size]))
             elif unique == self._init:
                 self._init = None
                 reply = bytearray(view[:size])
@@ -150,6 +151,12 @@ class Relay:
                 self._write(bytes(reply))
             else:
                 self._write(view[:size])
+
+    async def _notify(self, message: bytes) -> None:
+        """A notification waits for a directory's lock, whose holder may wait for us, for a thread that is to fsync that
+        directory, say. So it has a thread of its own.
+        """
+        await trio.to_thread.run_sync(self._write, message, limiter=self._notifying, abandon_on_cancel=True)
 
     def _write(self, reply: bytes | memoryview) -> None:
         try:

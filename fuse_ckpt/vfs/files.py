@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import trio
 
@@ -51,6 +52,7 @@ class WorkFiles:
 
     def open_now(self, inode: WorkInode, flags: int, caller: Caller) -> Handle | None:
         """Open a file in this step; None where `open_sealed` must wait for a copy."""
+        self._check_there(inode, caller)
         truncate = bool(flags & os.O_TRUNC)
         if flags & os.O_ACCMODE == os.O_RDONLY and not truncate:
             return self._open_to_read(inode)
@@ -93,6 +95,7 @@ class WorkFiles:
         if handle is not None:
             os.ftruncate(handle.fd, size)
             return
+        self._check_there(inode, caller)
         if size < self._tree.status(inode).st_size:
             self._about_to_lose(inode, caller)
         await self._unseal(inode, size, caller)
@@ -197,11 +200,26 @@ class WorkFiles:
             _remove(fresh)
 
     def _check_unsealed(self, inode: WorkInode, caller: Caller) -> None:
-        if inode.inode_key in self._area.sealed or not (inode.names or inode.handles):
-            now = self._area.clock()
-            self._stale = {task: when for task, when in self._stale.items() if now - when < _AGAIN}
-            self._stale[caller.task] = now
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if inode.inode_key in self._area.sealed:
+            self._answer_stale(caller)
+        self._check_there(inode, caller)
+
+    def _check_there(self, inode: WorkInode, caller: Caller) -> None:
+        """Raise where the last name has gone since the kernel looked it up: it looks again, but once only."""
+        if not (inode.names or inode.handles):
+            if self._is_repeated(caller):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            self._answer_stale(caller)
+
+    def _answer_stale(self, caller: Caller) -> NoReturn:
+        now = self._area.clock()
+        self._stale = {task: when for task, when in self._stale.items() if now - when < _AGAIN}
+        self._stale[caller.task] = now
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def _is_repeated(self, caller: Caller) -> bool:
+        """Whether this call is the kernel's second try of one that was answered ESTALE."""
+        return self._area.clock() - self._stale.get(caller.task, -_AGAIN) < _AGAIN
 
     def _replace(self, inode: WorkInode, fresh: str) -> None:
         status = os.stat(fresh)
@@ -231,7 +249,7 @@ class WorkFiles:
     def _about_to_lose(self, inode: WorkInode, caller: Caller) -> None:
         """Have what is about to be rewritten sealed first, under each of its names; not by a call that was told ESTALE
         just now: a seal would make it ESTALE again, and that one would reach the program."""
-        if self._area.clock() - self._stale.pop(caller.task, -_AGAIN) >= _AGAIN:
+        if not self._is_repeated(caller):
             for parent, name in list(inode.names):
                 self._area.about_to_lose(self._tree.path(parent, name), rewritten=True)
 
