@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -23,6 +24,7 @@ from fuse_ckpt.vfs.handles import Handle
 from fuse_ckpt.vfs.inodes import WorkInode
 from fuse_ckpt.vfs.output import OutputTree
 
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 _AGAIN = 1.0  # seconds within which the kernel has repeated a call that was answered ESTALE
 
 
@@ -70,12 +72,16 @@ class WorkFiles:
     def _opened(self, inode: WorkInode, flags: int, caller: Caller) -> Handle:
         truncate = bool(flags & os.O_TRUNC)
         handle = self._open_to_write(inode, flags)
-        if truncate:
-            os.ftruncate(handle.fd, 0)
-            handle.before = None
-        if inode.names:
-            path = os.fsdecode(inode.path())
-            handle.process = self._area.opened(path, inode.inode_key, caller.task, changed=truncate)
+        try:
+            if truncate:
+                os.ftruncate(handle.fd, 0)
+                handle.before = None
+            if inode.names:
+                path = os.fsdecode(inode.path())
+                handle.process = self._area.opened(path, inode.inode_key, caller.task, changed=truncate)
+        except BaseException:
+            self.release(handle)
+            raise
         return handle
 
     def flush(self, handle: Handle, task: int | None) -> None:
@@ -115,6 +121,9 @@ class WorkFiles:
         if handle.writable:
             status = os.fstat(handle.fd)
             changed = handle.before != _state(status)
+            if changed and inode.backing_id and status.st_mode & _SET_ID:
+                # The kernel wrote with our credentials, so it left the bits that a write by anybody else takes away.
+                os.fchmod(handle.fd, stat.S_IMODE(status.st_mode) & ~_SET_ID)
         inode.backing.release(handle.writable)
         inode.handles -= 1
         if handle.writable:

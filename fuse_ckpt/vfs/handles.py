@@ -100,10 +100,12 @@ class Handles:
         del self._open[fh]
         inode = handle.inode
         inode.opens -= 1
-        close(handle)
-        if inode.opens == 0 and inode.backing_id:
-            self.give_back(inode.backing_id)
-            inode.backing_id = 0
+        try:
+            close(handle)
+        finally:
+            if inode.opens == 0 and inode.backing_id:
+                self.give_back(inode.backing_id)
+                inode.backing_id = 0
 
     def descriptor(self, fh: int) -> int:
         """The descriptor of an open file's bytes. Raises EOPNOTSUPP for one that has none: the kernel copies itself."""
