@@ -41,6 +41,8 @@ def guarded(handler: _Handler) -> _Handler:
 class Operations(pyfuse3.Operations):
     """The handlers of one mount."""
 
+    supports_dot_lookup = False  # "." and ".." are the kernel's; no NFS export
+
     def __init__(self, filesystem: Filesystem) -> None:
         super().__init__()
         self._fs = filesystem

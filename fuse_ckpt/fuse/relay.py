@@ -25,6 +25,7 @@ from fuse_ckpt.vfs import Filesystem
 _log = logging.getLogger(__name__)
 
 _SPINS = 4  # looks for the next request before the task parks in epoll: a program's next call comes within microseconds
+_TURN = 32  # requests in a row before the other tasks get a turn
 _BUFFER = 4 << 20  # bytes of each direction of the socket; a message of 1 MiB must fit with others
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 
@@ -66,7 +67,7 @@ class Relay:
     async def _relay_requests(self, nursery: trio.Nursery) -> None:
         buffer = bytearray(p.LARGEST_REQUEST)
         view = memoryview(buffer)
-        spins = 0
+        spins = served = 0
         while True:
             try:
                 size = os.readv(self._device, [buffer])
@@ -85,6 +86,9 @@ class Relay:
                 raise
             spins = 0
             await self._relay_request(nursery, view[:size])
+            served += 1
+            if served % _TURN == 0:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _relay_request(self, nursery: trio.Nursery, message: memoryview) -> None:
         _, opcode, unique, nodeid, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(message)

@@ -24,7 +24,6 @@ class Doubt(Struct):
     size: int
     mtime_ns: int
     when: float
-    mapped: bool = False  # was, when it was looked at
 
 
 class Doubts:
@@ -41,15 +40,21 @@ class Doubts:
         """When the first is to be looked at; infinity if there is none."""
         return min((doubt.when for doubt in self._doubts.values()), default=math.inf)
 
+    def retimed(self, key: InodeKey, before: int, after: int) -> None:
+        """A program set the file's mtime (nanoseconds): that is no change of its bytes."""
+        for doubt in self._doubts.values():
+            if doubt.key == key and doubt.mtime_ns == before:
+                doubt.mtime_ns = after
+
     def changed(self, now: float) -> Iterator[str]:
-        """The paths of those that were mapped, and whose last mapping has gone after it changed them."""
+        """The paths of those that nobody can write any more, and that were changed since their close."""
         for doubt in [doubt for doubt in self._doubts.values() if doubt.when <= now]:
             found = self._tree.look(doubt.path)
             if found is None or found.key != doubt.key:
                 del self._doubts[doubt.path]
             elif self._tree.is_written(found):
-                doubt.when, doubt.mapped = now + _NEXT_LOOK, True
+                doubt.when = now + _NEXT_LOOK
             else:
                 del self._doubts[doubt.path]
-                if doubt.mapped and (found.size, found.mtime_ns) != (doubt.size, doubt.mtime_ns):
+                if (found.size, found.mtime_ns) != (doubt.size, doubt.mtime_ns):
                     yield doubt.path

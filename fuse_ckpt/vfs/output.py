@@ -164,6 +164,7 @@ class OutputTree:
             atime = status.st_atime_ns if changes.atime_ns is None else changes.atime_ns
             mtime = status.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
             os.utime(path, ns=(atime, mtime), dir_fd=dir_fd, follow_symlinks=follow)
+            self.area.doubts.retimed(inode.inode_key, status.st_mtime_ns, mtime)
 
     def proc_path(self, inode: WorkInode) -> bytes:
         """A path for the calls that take no directory descriptor (xattrs); its last part is not to be followed."""
