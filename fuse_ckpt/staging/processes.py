@@ -8,6 +8,8 @@ import trio
 
 _RETRY = 1.0  # seconds
 _PF_EXITING = 0x4  # linux/sched.h
+_REMEMBERED = 1024  # tasks
+_processes: dict[int, int] = {}  # task → process, asked again each time whether it is still so
 UNSEEN = 0  # a process of another pid namespace, or one that has gone already
 
 
@@ -18,6 +20,17 @@ def process_of(task: int) -> int:
     """
     if task <= 0:
         return UNSEEN
+    known = _processes.get(task)
+    if known is not None and os.path.exists(f"/proc/{known}/task/{task}"):
+        return known
+    known = _read_process(task)
+    if len(_processes) >= _REMEMBERED:
+        _processes.clear()
+    _processes[task] = known
+    return known
+
+
+def _read_process(task: int) -> int:
     try:
         with open(f"/proc/{task}/status", "rb") as status:
             for line in status:

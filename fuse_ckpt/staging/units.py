@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from fuse_ckpt.model import Shape, Unit
 
+_REMEMBERED = 1024  # paths
 ROOT_UNIT = Unit("", Shape.ROOT)
 
 _ANY_CASE = re.ASCII | re.IGNORECASE | re.DOTALL  # DOTALL: a name may hold a newline
@@ -111,8 +113,11 @@ class UnitRules:
 
     def __init__(self, globs: Sequence[str] = ()) -> None:
         self._globs = tuple(tuple(glob.strip("/").split("/")) for glob in globs if glob.strip("/"))
+        # Each save asks the same of the same path several times, while the program waits.
+        self.unit_of = lru_cache(_REMEMBERED)(self._unit_of)
+        self.member_of = lru_cache(_REMEMBERED)(self._member_of)
 
-    def unit_of(self, path: str, *, symlink: bool = False) -> Unit | None:
+    def _unit_of(self, path: str, *, symlink: bool = False) -> Unit | None:
         """The unit that the closed file at `path` starts or adds to; None: it starts nothing."""
         parts = path.split("/")
         if symlink or not path or any(map(is_temporary, parts)):
@@ -126,7 +131,7 @@ class UnitRules:
             return None
         return _unit_directory(parts[:-1]) or _flat_unit(parts)
 
-    def member_of(self, path: str, *, symlink: bool = False) -> Unit | None:
+    def _member_of(self, path: str, *, symlink: bool = False) -> Unit | None:
         """The unit that the file at `path` is part of, even if it starts none: a log, link or temporary name inside."""
         started = self.unit_of(path, symlink=symlink)
         if started is not None:
