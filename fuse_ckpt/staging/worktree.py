@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
-from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_temporary
+from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_set, is_temporary
 
 LARGEST_POINTER = 4096  # bytes
 LARGEST_COMPANION = 1 << 20  # bytes; a pointer or a helper script, never weights
@@ -143,8 +143,10 @@ class WorkTree:
             return
 
     def _flat_paths(self, unit: Unit) -> list[str]:
+        if unit.shape is Shape.FLAT and not is_set(unit):
+            return [unit.name]
         head = f"{unit.prefix}/" if unit.prefix else ""
-        names = self._names(unit.prefix)
+        names = [name for name, _ in self._names(unit.prefix)]
         if unit.shape is Shape.ROOT:
             found = [self.look(name) for name in names if self._rules.member_of(name) == unit]
             return [f.path for f in found if f is not None and f.kind is not Kind.DIRECTORY]
@@ -153,20 +155,21 @@ class WorkTree:
     def _companions(self, unit: Unit) -> Iterator[Found]:
         beside = unit.name.rpartition("/")[0]
         head = f"{beside}/" if beside else ""
-        for name in sorted(self._names(beside)):
-            found = self.look(head + name)
-            if found is None or found.kind is Kind.DIRECTORY or found.path == unit.name:
-                continue
-            if is_companion(name, found.kind is Kind.SYMLINK) and found.size <= LARGEST_COMPANION:
-                yield found
+        names = sorted(name for name, symlink in self._names(beside) if is_companion(name, symlink))
+        found = (self.look(head + name) for name in names if head + name != unit.name)
+        for one in found:
+            if one is not None and one.kind is not Kind.DIRECTORY and one.size <= LARGEST_COMPANION:
+                yield one
 
-    def _names(self, directory: str) -> list[str]:
+    def _names(self, directory: str) -> list[tuple[str, bool]]:
+        """The names in a directory, and whether each is a symlink's."""
         try:
             fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root_fd)
         except (FileNotFoundError, NotADirectoryError):
             return []
         try:
-            return os.listdir(fd)
+            with os.scandir(fd) as entries:
+                return [(entry.name, entry.is_symlink()) for entry in entries]
         finally:
             os.close(fd)
 

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from fuse_ckpt.errors import FuseCkptError
 from fuse_ckpt.store import Store
-from scripts.benchmark import daemon, index, loads, machine, saves
+from scripts.benchmark import daemon, index, machine
+from scripts.benchmark.loads import LOADS
 from scripts.benchmark.mounts import BenchError, Example, Ours
 from scripts.benchmark.payload import Payload
 from scripts.benchmark.places import Foreign, Place, Plain, View, remove_workspace
-from scripts.benchmark.registry import CASES, Case
+from scripts.benchmark.registry import Case
 from scripts.benchmark.report import Report, progress
 from scripts.benchmark.rounds import can_drop_caches, measure
+from scripts.benchmark.saves import SAVES
 from scripts.benchmark.sizes import Sizes
 
-REGISTERED = (saves, loads)  # importing them has filled CASES
+CASES = SAVES.cases | LOADS.cases
 DAEMON, INDEX = "daemon", "index"
 DAEMON_ROUNDS = 3  # each leaves its bytes in the store
 DATA_PATHS = ("auto", "passthrough", "daemon")
@@ -127,7 +129,7 @@ def bench(chosen: argparse.Namespace, directory: Path, report: Report) -> None:
 
 
 def _mount(stack: ExitStack, directory: Path, job: str, options: Sequence[str]) -> Ours:
-    root = directory / "store"
+    root = directory / f"{job}.store"
     with Store.open(root):  # made: the mount's own is another process
         pass
     mounted = Ours(root, job, directory / job, options)

@@ -41,12 +41,9 @@ def committed_saves(mounted: Ours, state: State, rounds: int) -> list[Figure]:
         Figure("close() until available", "s", [save.latency for save in saves], "≤ 2 s for 1 GiB"),
         Figure("daemon CPU per GiB, commit included", "s", [save.daemon.cpu / save.size * GIB for save in saves]),
         Figure("read by the daemon per byte", "", [save.daemon.read / save.size for save in saves], "1"),
-        Figure(
-            "given to the disk by daemon and writer per byte",
-            "",
-            [(save.daemon.written + save.writer.written) / save.size for save in saves],
-            "≤ 1.01",
-        ),
+        # Through a daemon both dirty a page, and the disk sees it once; the disk's own counter sees everybody.
+        Figure("dirtied by the daemon per byte", "", [save.daemon.written / save.size for save in saves]),
+        Figure("dirtied by the writer per byte", "", [save.writer.written / save.size for save in saves]),
         *([Figure("written by the whole disk per byte", "", disk, "≤ 1.01 on an idle machine")] if disk else []),
         Figure("daemon memory after all this", "MiB", [resident(mounted.pid) / MIB]),
     ]
@@ -86,7 +83,7 @@ def uncommitted_saves(mounted: Ours, state: State, rounds: int) -> list[Figure]:
     directory.mkdir()
     costs = []
     for number in range(rounds):
-        path = directory / f"part_{number % 2}.pt"
+        path = directory / f"part_{number}.pt"  # no overwriting: that would seal what is there
         before = Usage.of(mounted.pid).cpu
         torch.save(state, path)
         costs.append((Usage.of(mounted.pid).cpu - before) / path.stat().st_size * GIB)

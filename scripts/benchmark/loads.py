@@ -12,38 +12,39 @@ from safetensors.torch import load_file, save_file
 
 from scripts.benchmark.payload import Payload, State, stamp, touch
 from scripts.benchmark.places import Place
-from scripts.benchmark.registry import Trial, case
+from scripts.benchmark.registry import Registry, Trial
 
+LOADS = Registry()
 WARM = "≥ 0.95 of plain"
 COLD = "≥ 0.9 of plain"
 
 
-@case("load", lambda sizes: sizes.state, goal=WARM, reads=True, cold=COLD)
+@LOADS.case("load", lambda sizes: sizes.state, goal=WARM, reads=True, cold=COLD)
 def load(payload: Payload, place: Place) -> Trial:
     """torch.load"""
     path = _saved(payload, place, "load.pt")
     return Trial(lambda: torch.load(path))
 
 
-@case("load-mmap", lambda sizes: sizes.state, goal=WARM, reads=True, cold=COLD)
+@LOADS.case("load-mmap", lambda sizes: sizes.state, goal=WARM, reads=True, cold=COLD)
 def load_mmap(payload: Payload, place: Place) -> Trial:
     """torch.load(mmap=True), every byte touched"""
     path = _saved(payload, place, "load.pt")
     return Trial(lambda: touch(torch.load(path, mmap=True)))
 
 
-@case("load-safetensors", lambda sizes: sizes.state, goal=WARM, reads=True, cold=COLD)
+@LOADS.case("load-safetensors", lambda sizes: sizes.state, goal=WARM, reads=True, cold=COLD)
 def load_safetensors(payload: Payload, place: Place) -> Trial:
     """safetensors load_file, every byte touched"""
     path = _saved(payload, place, "load.safetensors")
     return Trial(lambda: touch(load_file(path)))
 
 
-@case("stat", lambda sizes: sizes.stats, unit="operations", goal="by the kernel's cache")
+@LOADS.case("stat", lambda sizes: sizes.stats, unit="operations", goal="by the kernel's cache")
 def stat(payload: Payload, place: Place) -> Trial:
     """stat of a known name, 100,000 times"""
-    path = place.path / "known.pt"
-    path.write_bytes(b"")
+    path = place.path / "known.bin"
+    path.write_bytes(payload.block)
 
     def run() -> None:
         for _ in range(payload.sizes.stats):
@@ -52,7 +53,7 @@ def stat(payload: Payload, place: Place) -> Trial:
     return Trial(run, finish=path.unlink)
 
 
-@case("ls", lambda sizes: sizes.listed, unit="operations", goal="≤ 1 s", cold="≤ 1 s")
+@LOADS.case("ls", lambda sizes: sizes.listed, unit="operations", goal="≤ 1 s", cold="≤ 1 s")
 def listing(payload: Payload, place: Place) -> Trial:
     """ls -l of a directory with 10,000 entries"""
     directory = place.path / "logs"  # a name that starts no checkpoint: 10,000 commits would be another case

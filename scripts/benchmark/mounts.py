@@ -22,6 +22,7 @@ READY_PATIENCE = 60.0  # seconds until a mount answers
 SETTLE_PATIENCE = 600.0  # seconds until everything is committed
 END_PATIENCE = 120.0  # seconds for a daemon to go
 POLL = 0.05  # seconds
+SETTLE_POLL = 0.2  # seconds; each look makes the daemon read its drafts' directories
 
 
 class BenchError(Exception):
@@ -111,6 +112,7 @@ class Ours(Place):
             f"everything of {self.job} is committed",
             lambda: not pending_units(self.store, self.job),
             SETTLE_PATIENCE,
+            SETTLE_POLL,
         )
 
     def status(self) -> dict[str, Any]:

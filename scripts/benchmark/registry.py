@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scripts.benchmark.payload import Payload
 from scripts.benchmark.places import Place
@@ -24,6 +24,7 @@ class Trial:
 
 
 Start = Callable[[Payload, Place], Trial]
+Work = Callable[[Sizes], int]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Case:
 
     name: str
     start: Start
-    work: Callable[[Sizes], int]
+    work: Work
     unit: str  # "bytes" or "operations"
     goal: str  # in words; a speed is relative to what it names
     reads: bool = False  # also from the read view
@@ -43,18 +44,21 @@ class Case:
         return (self.start.__doc__ or "").strip().splitlines()[0]
 
 
-CASES: dict[str, Case] = {}
+@dataclass(frozen=True)
+class Registry:
+    """Cases by name, in the order in which they are run."""
 
+    cases: dict[str, Case] = field(default_factory=dict)
 
-def case(
-    name: str, work: Callable[[Sizes], int], *, unit: str = "bytes", goal: str = "", reads: bool = False, cold: str = ""
-) -> Callable[[Start], Start]:
-    """Register a function as the case `name`; with `cold`, the goal of it, also as `name`-cold."""
+    def case(
+        self, name: str, work: Work, *, unit: str = "bytes", goal: str = "", reads: bool = False, cold: str = ""
+    ) -> Callable[[Start], Start]:
+        """Register a function as the case `name`; with `cold`, the goal of it, also as `name`-cold."""
 
-    def register(start: Start) -> Start:
-        CASES[name] = Case(name, start, work, unit, goal, reads)
-        if cold:
-            CASES[f"{name}-cold"] = Case(f"{name}-cold", start, work, unit, cold, reads, cold=True)
-        return start
+        def register(start: Start) -> Start:
+            self.cases[name] = Case(name, start, work, unit, goal, reads)
+            if cold:
+                self.cases[f"{name}-cold"] = Case(f"{name}-cold", start, work, unit, cold, reads, cold=True)
+            return start
 
-    return register
+        return register

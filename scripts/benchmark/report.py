@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from scripts.benchmark.figures import Figure
-from scripts.benchmark.places import EXAMPLE, PLAIN
+from scripts.benchmark.places import EXAMPLE, OURS, PLAIN, VIEW
 from scripts.benchmark.rounds import Result, Spread
 from scripts.benchmark.sizes import GIB
 
@@ -65,7 +65,7 @@ def _rows(result: Result) -> list[Row]:
             "" if place in (PLAIN, EXAMPLE) else _speed(result.speed(place, EXAMPLE)),
             _seconds(Spread.of(seconds)),
             _rate(result, median(seconds)),
-            "" if place == PLAIN else result.case.goal,
+            result.case.goal if place in (OURS, VIEW) else "",
         )
         for place, seconds in result.seconds.items()
     ]
@@ -76,7 +76,8 @@ def _speed(spread: Spread | None) -> str:
 
 
 def _seconds(spread: Spread) -> str:
-    return f"{spread.median:.3f} ({spread.low:.3f} – {spread.high:.3f})"
+    digits = 3 if spread.median >= 0.1 else 5
+    return f"{spread.median:.{digits}f} ({spread.low:.{digits}f} – {spread.high:.{digits}f})"
 
 
 def _rate(result: Result, seconds: float) -> str:

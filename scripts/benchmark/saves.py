@@ -12,20 +12,21 @@ from safetensors.torch import save_file
 
 from scripts.benchmark.payload import Payload, shard_names, stamp
 from scripts.benchmark.places import Place
-from scripts.benchmark.registry import Trial, case
+from scripts.benchmark.registry import Registry, Trial
 from scripts.benchmark.sizes import SHARDS, SMALL_SIZE
 
+SAVES = Registry()
 GOAL = "≥ 0.95 of plain"
 
 
-@case("save", lambda sizes: sizes.state, goal=GOAL)
+@SAVES.case("save", lambda sizes: sizes.state, goal=GOAL)
 def save(payload: Payload, place: Place) -> Trial:
     """torch.save of the state dict, close() included"""
     path, state = place.path / "save.pt", payload.state()
     return Trial(lambda: torch.save(state, path), path.unlink)
 
 
-@case("save-fsync", lambda sizes: sizes.state, goal=GOAL)
+@SAVES.case("save-fsync", lambda sizes: sizes.state, goal=GOAL)
 def save_fsync(payload: Payload, place: Place) -> Trial:
     """torch.save to an open file, then fsync"""
     path, state = place.path / "synced.pt", payload.state()
@@ -39,14 +40,14 @@ def save_fsync(payload: Payload, place: Place) -> Trial:
     return Trial(run, path.unlink)
 
 
-@case("save-4x", lambda sizes: SHARDS * sizes.shard, goal=GOAL)
+@SAVES.case("save-4x", lambda sizes: SHARDS * sizes.shard, goal=GOAL)
 def save_by_four(payload: Payload, place: Place) -> Trial:
     """8 state dicts saved by 4 processes at once"""
     paths = [place.path / name for name in shard_names()]
     return Trial(lambda: payload.workers.save(paths), lambda: _unlink(paths))
 
 
-@case("resave", lambda sizes: sizes.resaved)
+@SAVES.case("resave", lambda sizes: sizes.resaved)
 def resave(payload: Payload, place: Place) -> Trial:
     """torch.save over a file that is committed (each save is another checkpoint)"""
     path, state = place.path / "resaved.pt", payload.state(payload.sizes.resaved)
@@ -60,20 +61,20 @@ def resave(payload: Payload, place: Place) -> Trial:
     return Trial(lambda: torch.save(state, path), differ, path.unlink)
 
 
-@case("save-safetensors", lambda sizes: sizes.state, goal=GOAL)
+@SAVES.case("save-safetensors", lambda sizes: sizes.state, goal=GOAL)
 def save_safetensors(payload: Payload, place: Place) -> Trial:
     """safetensors save_file of the state dict"""
     path, state = place.path / "save.safetensors", payload.state()
     return Trial(lambda: save_file(state, path), path.unlink)
 
 
-@case("files-300", lambda sizes: sizes.files * sizes.file, goal="≥ 0.8 of plain")
+@SAVES.case("files-300", lambda sizes: sizes.files * sizes.file, goal="≥ 0.8 of plain")
 def many_files(payload: Payload, place: Place) -> Trial:
     """300 files of 2 MiB, into one directory"""
     return _write_files(place.path / "step_300", payload.sizes.files, payload.block)
 
 
-@case("small", lambda sizes: sizes.small_files, unit="operations", goal="≥ 0.83 of example")
+@SAVES.case("small", lambda sizes: sizes.small_files, unit="operations", goal="≥ 0.83 of example")
 def small_files(payload: Payload, place: Place) -> Trial:
     """create, write and close of a small file, 1000 times"""
     return _write_files(place.path / "step_1000", payload.sizes.small_files, payload.block[:SMALL_SIZE])
