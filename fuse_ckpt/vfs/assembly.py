@@ -30,7 +30,7 @@ def job_filesystem(
     `root_fd` stays the caller's.
     """
     table = InodeTable()
-    output = OutputTree(table, root_fd, area)
+    output = OutputTree(table, root_fd, area, forget_name)
     files = WorkFiles(output, str(store.layout.job(job)), forget_name)
     views = Views(table, store, os.geteuid(), os.getegid(), also)
     return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)

@@ -6,30 +6,39 @@ Reports to the staging area what happens, in order. What may destroy a finished 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from fuse_ckpt.model import InodeKey
 from fuse_ckpt.staging import Area, may_be_written
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, of_status
 from fuse_ckpt.vfs.inodes import ROOT, InodeTable, WorkInode
+from fuse_ckpt.vfs.syscalls import renameat2, status_or_none
 
 # Seconds that the kernel may remember names and attributes: nobody but this mount changes the working tree.
 TIMEOUT = 3600.0
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class OutputTree:
-    """The working tree of one job below its root descriptor `root_fd` (which stays the caller's)."""
+    """The working tree of one job below its root descriptor `root_fd` (which stays the caller's).
 
-    def __init__(self, table: InodeTable, root_fd: int, area: Area) -> None:
+    `forget_name(directory's node id, name)` makes the kernel look a name up again.
+    """
+
+    def __init__(
+        self,
+        table: InodeTable,
+        root_fd: int,
+        area: Area,
+        forget_name: Callable[[int, bytes], None] = lambda nid, name: None,
+    ) -> None:
         self.table = table
         self.area = area
         self.root_fd = root_fd
+        self._forget_name = forget_name
         status = os.fstat(root_fd)
         key = InodeKey(status.st_dev, status.st_ino)
         root = table.add(key, lambda nid: WorkInode(nid, key, status.st_mode))
@@ -98,6 +107,8 @@ class OutputTree:
         path, dir_fd = inode.place()
         os.link(path, name, src_dir_fd=dir_fd, dst_dir_fd=parent.descriptor, follow_symlinks=False)
         self.area.sealed.names_changed(inode.inode_key, 1)
+        for other, known in inode.names:  # the kernel may not remember the names of hard links, see _attributes
+            self._forget_name(other.nid, known)
         made = self.lookup(parent, name)
         self.area.arrived(self.path(parent, name), task)
         return made
@@ -107,13 +118,13 @@ class OutputTree:
     def unlink(self, parent: WorkInode, name: bytes, task: int) -> None:
         path = self.path(parent, name)
         self.area.about_to_lose(path, rewritten=False)
-        victim = _status_or_none(parent, name)
+        victim = status_or_none(parent.descriptor, name)
         os.unlink(name, dir_fd=parent.descriptor)
         self._forget(parent, name, victim)
         self.area.removed(path, task)
 
     def rmdir(self, parent: WorkInode, name: bytes, task: int) -> None:
-        victim = _status_or_none(parent, name)
+        victim = status_or_none(parent.descriptor, name)
         os.rmdir(name, dir_fd=parent.descriptor)
         self._forget(parent, name, victim)
         self.area.removed(self.path(parent, name), task)
@@ -124,19 +135,19 @@ class OutputTree:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
-        replaced = _status_or_none(new_parent, new_name)
+        replaced = status_or_none(new_parent.descriptor, new_name)
         if replaced is not None and os.path.samestat(status, replaced):
             return  # two links of one file: rename(2) does nothing
         old, new = self.path(parent, name), self.path(new_parent, new_name)
         directory = stat.S_ISDIR(status.st_mode)
         if flags & RENAME_EXCHANGE:
-            _renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
+            renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
             self._swap_names(parent, name, new_parent, new_name)
             self.area.exchanged(old, new, task)
             return
         if not flags:
             self._before_rename(old, new, directory)
-        _renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
+        renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
         self._forget(new_parent, new_name, replaced)
         moved = parent.children.get(name)
         parent.forget_name(name)
@@ -219,7 +230,10 @@ class OutputTree:
 
     def _attributes(self, inode: WorkInode, status: os.stat_result) -> Attributes:
         hidden = 0 if inode.fd is not None else self.area.sealed.hidden_links(inode.inode_key, status.st_nlink)
-        return of_status(inode.nid, status, hidden, 0.0 if self._is_unsettled(inode) else TIMEOUT, TIMEOUT)
+        found = of_status(inode.nid, status, hidden, 0.0 if self._is_unsettled(inode) else TIMEOUT, TIMEOUT)
+        if found.nlink > 1 and inode.fd is None:
+            found.entry_timeout = 0.0  # each name is looked up anew: a write by one of them may give all another inode
+        return found
 
     def _is_unsettled(self, inode: WorkInode) -> bool:
         """Whether the file may change without the kernel's knowing: under passthrough a mapping outlives its handle."""
@@ -281,18 +295,3 @@ class OutputTree:
             new_parent.set_name(new_name, one)
         if other is not None:
             parent.set_name(name, other)
-
-
-def _status_or_none(parent: WorkInode, name: bytes) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-
-
-def _renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
-    if not flags:
-        os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
-    elif _libc.renameat2(old_fd, old, new_fd, new, flags) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
