@@ -71,6 +71,12 @@ def mounted(mount_job: MountJob) -> Mount:
     return mount_job()
 
 
+@pytest.fixture
+def data_path(mounted: Mount) -> str:
+    """Who moves the data of `mounted`: "passthrough" (the kernel) or "daemon"."""
+    return mounted.data_path
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of a module: each keeps to a directory of its own."""

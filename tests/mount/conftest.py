@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MountJob
+from tests.mount.harness import Mount
 from tests.mount.runs import Desk, python
 
 
@@ -35,3 +36,11 @@ def place(tmp_path: Path) -> Path:
     place = tmp_path / "place"
     place.mkdir()
     return place
+
+
+@pytest.fixture
+def passthrough(mounted: Mount) -> Mount:
+    """`mounted`, where the kernel moves the data."""
+    if mounted.data_path != "passthrough":
+        pytest.skip("the daemon moves the data here")
+    return mounted

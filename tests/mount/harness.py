@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fuse_ckpt.model import Checkpoint, State
-from fuse_ckpt.store import Store
+from fuse_ckpt.session import control
+from fuse_ckpt.store import Layout, Store
 
 PATIENCE = 30.0  # seconds, for what takes well under one on an idle machine
 STEP = 0.02  # seconds between two looks
@@ -131,6 +132,7 @@ class Mount:
         self.leaks_expected = False
         self._problems: list[str] = []
         self._expected: list[str] = []
+        self._allowed: list[str] = []
 
     @property
     def view(self) -> Path:
@@ -140,6 +142,17 @@ class Mount:
     def pid(self) -> int:
         assert self.daemon is not None
         return self.daemon.pid
+
+    @property
+    def data_path(self) -> str:
+        """Who moves the data, by the daemon's own word: "passthrough" (the kernel) or "daemon"."""
+        return str(self.status()["data_path"])
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself."""
+        path = Layout(self.store).control(self.job)
+        answer: dict[str, Any] = wait_until("the daemon answers", lambda: control.ask(path, "status"))
+        return answer
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
@@ -181,6 +194,10 @@ class Mount:
         """Allow, and demand, lines of the daemon's log that match."""
         self._expected.append(pattern)
 
+    def allow_log(self, pattern: str) -> None:
+        """Allow such lines, which may come or not."""
+        self._allowed.append(pattern)
+
     def close(self) -> list[str]:
         """End what is left, and say all that is wrong with it."""
         if self.daemon is not None:
@@ -216,7 +233,7 @@ class Mount:
                 self._problems.append(f"no {pattern!r} in the log")
         # A warning and the traceback below it are one.
         for entry in re.split(r"^(?=\d{4}-\d\d-\d\d )", text, flags=re.MULTILINE):
-            if _BAD.search(entry) and not any(re.search(pattern, entry) for pattern in self._expected):
+            if _BAD.search(entry) and not any(re.search(one, entry) for one in self._expected + self._allowed):
                 self._problems.append(f"in the log: {entry.strip()}")
 
     # -- what it holds ------------------------------------------------------------------------------------------------

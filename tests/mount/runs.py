@@ -22,6 +22,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 TITLE = "List of Checkpoints for a Training Job"
 OUTPUT = "FLEXAI_OUTPUT_CHECKPOINT_DIR"
 INPUT = "FLEXAI_INPUT_CHECKPOINT_DIR"
+DATA_PATH = "FUSE_CKPT_DATA_PATH"
 _OURS = re.compile(rb"fuse_ckpt")
 _PRELUDE = f"""\
 import os, signal, subprocess, sys, time
@@ -97,8 +98,9 @@ class Desk:
     # -- programs -----------------------------------------------------------------------------------------------------
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Our own, without what other sessions have set."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("FLEXAI_", "FUSE_CKPT_"))}
+        """Our own, without what other sessions have set, but with who is to move the data."""
+        strange = ("FLEXAI_", "FUSE_CKPT_")
+        kept = {k: v for k, v in os.environ.items() if k == DATA_PATH or not k.startswith(strange)}
         return kept | {"PYTHONPATH": str(SCRIPTS.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
 
     def cli(

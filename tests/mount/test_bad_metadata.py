@@ -8,7 +8,7 @@ import pytest
 
 from tests.mount.runs import Desk, python
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.once]
 
 _CONFIG = json.dumps({"architectures": ["GPT2LMHeadModel"], "transformers_version": "4.1.0"})
 _STATE = json.dumps({"global_step": 7, "log_history": [{"step": 7, "loss": 0.5}, {"step": 7, "eval_loss": 0.25}]})

@@ -101,7 +101,7 @@ def test_orphans_that_end_in_the_container_are_reaped(volume: Volume) -> None:
 def test_nothing_is_left_in_the_container(volume: Volume) -> None:
     """A shell is pid 1 here, so that somebody is there to look; the daemon's last milliseconds are waited for."""
     run = f"{' '.join(PROGRAM)} training run job -- sh -c 'echo weights > \"${OUTPUT}/m.bin\"' || exit"
-    look = f"grep -c fuse_ckpt /proc/self/mountinfo; ls -A {' '.join(PLACES.values())}"
+    look = f"grep -c 'fuse_ckpt {VOLUME}/' /proc/self/mountinfo; ls -A {' '.join(PLACES.values())}"
     wait = "for i in $(seq 100); do set -- /proc/[0-9]*; [ $# -eq 1 ] && break; sleep 0.1; done; cat /proc/[0-9]*/comm"
     done = volume.run(["sh", "-c", f"{run}; {look}; {wait}; true"], init=True)
     mounts, *rest = done.stdout.splitlines()

@@ -12,7 +12,11 @@ from tests.mount.containers import NO_DEVICE, NO_PRIVILEGE
 from tests.mount.harness import PROGRAM
 from tests.mount.runs import Desk
 
-pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to take things away")]
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.once,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to take things away"),
+]
 
 
 def _doctor(desk: Desk, *before: str, store: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

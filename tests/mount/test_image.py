@@ -10,7 +10,7 @@ import pytest
 from tests.mount.containers import PLACES
 from tests.mount.runs import SCRIPTS, Desk
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.once]
 
 
 def test_the_dockerfile_says_what_the_program_understands(desk: Desk) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.mount.harness import wait_until
 from tests.mount.runs import SCRIPTS, Desk
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.once]
 
 DIGITS = [sys.executable, str(SCRIPTS / "training" / "digits.py"), "--checkpoint-every", "20"]
 TINY = [sys.executable, str(SCRIPTS / "training" / "tiny_trainer.py"), "--text", str(SCRIPTS.parent / "LICENSE")]

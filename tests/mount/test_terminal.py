@@ -15,7 +15,7 @@ import pytest
 from tests.mount.harness import wait_until
 from tests.mount.runs import TITLE, Desk, Started, python
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.once]
 
 
 class Terminal:

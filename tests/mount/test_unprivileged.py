@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.mount.harness import PROGRAM
-from tests.mount.runs import INPUT, OUTPUT, Desk
+from tests.mount.runs import DATA_PATH, INPUT, OUTPUT, Desk
 
-pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")]
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.once,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else"),
+]
 
 _NOBODY = 65534
 # A private mount namespace with /dev/fuse for everybody, where nobody may read what the tests run on.
@@ -68,7 +72,7 @@ def _as_nobody(place: Path, desk: Desk, script: str) -> subprocess.CompletedProc
     environment = desk.environment(
         HOME=str(place / "own"), FUSE_CKPT_STORE=str(place / "own" / "store"), M=str(place / "mnt"),
         PATH=f"{tool.parent}:{os.environ['PATH']}",
-    )  # fmt: skip
+    ) | {DATA_PATH: "auto"}  # fmt: skip
     return subprocess.run(
         line, env=environment, capture_output=True, text=True, check=False, timeout=60, cwd=place / "own"
     )
