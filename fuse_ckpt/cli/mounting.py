@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,11 +43,7 @@ def mount(
     directory: Path,
     reference: str | None,
     foreground: bool,
-    show_checkpoints: bool,
-    allow_other: bool,
-    units: tuple[str, ...],
-    quiet_period: float | None,
-    data_path: str,
+    **chosen: Any,
 ) -> None:
     """Mount a job's output directory at DIR and print what a program needs to know of it."""
     from fuse_ckpt import session
@@ -64,12 +61,8 @@ def mount(
         job=job,
         mountpoint=absolute(directory),
         parent=parent,
-        show_checkpoints=show_checkpoints,
-        allow_other=allow_other,
-        units=units,
-        quiet_period=quiet_period,
         verbose=settings.verbose,
-        data_path=data_path,
+        **chosen,
     )
 
     def ready(mounted: session.Mounted) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -120,11 +120,8 @@ def run(
     if_any: bool,
     force: bool,
     restart: bool,
-    node: str,
     variables: dict[str, str],
-    units: tuple[str, ...],
-    quiet_period: float | None,
-    data_path: str,
+    **chosen: Any,
 ) -> int:
     """Run COMMAND and keep every checkpoint that it saves.
 
@@ -145,11 +142,8 @@ def run(
             store=settings.store,
             job=check_job_name(job),
             mountpoint=absolute(Path(environment[OUTPUT_VARIABLE])) if environment.get(OUTPUT_VARIABLE) else None,
-            node=node,
-            units=units,
-            quiet_period=quiet_period,
             verbose=settings.verbose,
-            data_path=data_path,
+            **chosen,
         )
         finished = session.run_training(
             options,
