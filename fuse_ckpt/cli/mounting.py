@@ -39,6 +39,7 @@ _DIRECTORY = click.Path(path_type=Path)
 @click.pass_obj
 def mount(
     settings: Settings,
+    /,
     job: str,
     directory: Path,
     reference: str | None,

@@ -115,6 +115,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     job: str,
     reference: str | None,
     if_any: bool,
@@ -126,8 +127,7 @@ def run(
     """Run COMMAND and keep every checkpoint that it saves.
 
     COMMAND finds its output directory in FLEXAI_OUTPUT_CHECKPOINT_DIR and, with -C, the checkpoint's files in
-    FLEXAI_INPUT_CHECKPOINT_DIR, read-only. Flags of FlexAI's platform (--repository-url, --dataset, --accels, …) are
-    accepted and mean nothing here.
+    FLEXAI_INPUT_CHECKPOINT_DIR, read-only. Flags of FlexAI's platform (--dataset, --accels, …) mean nothing here.
     """
     if reference is None and (if_any or force):
         raise click.UsageError("--if-any and --force say more about -C: give a checkpoint with -C REF.", ctx)
@@ -138,13 +138,9 @@ def run(
         from fuse_ckpt import session
         from fuse_ckpt.model import check_job_name
 
-        options = session.MountOptions(
-            store=settings.store,
-            job=check_job_name(job),
-            mountpoint=absolute(Path(environment[OUTPUT_VARIABLE])) if environment.get(OUTPUT_VARIABLE) else None,
-            verbose=settings.verbose,
-            **chosen,
-        )
+        place = environment.get(OUTPUT_VARIABLE)
+        chosen |= {"mountpoint": absolute(Path(place)) if place else None, "verbose": settings.verbose}
+        options = session.MountOptions(store=settings.store, job=check_job_name(job), **chosen)
         finished = session.run_training(
             options,
             ctx.meta[_COMMAND_KEY],
