@@ -83,8 +83,20 @@ class Metadata(Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()  # what could not be read, one plain sentence each
 
 
+class Origin(Struct, frozen=True, omit_defaults=True):
+    """Where a pushed checkpoint came from: files of this machine, or a path of an object store."""
+
+    local: tuple[str, ...] = ()
+    provider: str | None = None  # the name of the connection
+    path: str | None = None  # bucket/prefix
+
+
 class Checkpoint(Struct, frozen=True, omit_defaults=True):
-    """A committed checkpoint, without its entries. Immutable except for `state`."""
+    """A committed checkpoint, without its entries.
+
+    `job` is "" for a pushed one, whose NAME is a reference of its own. What it holds never changes once it is
+    `settled`; what people say of it (state, tags, pin) does.
+    """
 
     id: str  # UUIDv7, canonical 36 characters; id order is commit order
     job: str
@@ -102,6 +114,14 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     run: str | None = None  # id of the run that wrote it
     failure: str | None = None  # why it is `failed`
     draft: str = ""  # the sealed draft that it was committed from: a crash must not commit one twice
+    revision: int = 1  # rises with each amendment: a file that came late
+    settled: bool = False  # somebody has relied on it (leased, fetched, exported): it is amended no more
+    promoted: bool = False  # a person overruled `failed`; `failure` still says why it was
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
+    deleted_ns: int | None = None  # when it was deleted; the bytes go some time later
+    deleted_from: State | None = None  # what it was until then, and is again when it is restored
+    origin: Origin | None = None  # pushed ones only
 
     @property
     def unit(self) -> Unit:
