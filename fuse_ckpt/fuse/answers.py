@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -15,11 +16,12 @@ from fuse_ckpt.vfs import Attributes, Caller, Filesystem
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _COPY_MAX = 1 << 30  # bytes a COPY_FILE_RANGE; its answer is 32 bits wide
+_SYSTEM_XATTRS = (b"security.", b"system.posix_acl_")  # what is asked for most, and hardly ever there
 
 Later = Callable[[], Awaitable[bytes]]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Request:
     """A request's header, and what follows it: valid only until the next request is read."""
 
@@ -53,6 +55,7 @@ class Answers:
             p.BATCH_FORGET: self.batch_forget,
             p.GETATTR: self.getattr,
             p.GETXATTR: self.getxattr,
+            p.ACCESS: self.access,
             p.OPEN: self.open,
             p.CREATE: self.create,
             p.FLUSH: self.flush,
@@ -82,12 +85,22 @@ class Answers:
         return p.answer(request.unique, p.ATTR_OUT.pack(valid, valid_ns, 0) + _attr(found))
 
     def getxattr(self, request: Request) -> bytes:
-        """The kernel asks for security.capability before the first write of every file."""
+        """The kernel asks for security.capability before the first write of every file, `ls -l` for two of each."""
         size, _ = p.GETXATTR_IN.unpack_from(request.body)
-        value = self._fs.getxattr(request.nodeid, request.name(p.GETXATTR_IN.size))
+        name = request.name(p.GETXATTR_IN.size)
+        if name.startswith(_SYSTEM_XATTRS) and self._fs.has_no_xattrs(request.nodeid):
+            return p.refusal(request.unique, errno.ENODATA)
+        value = self._fs.getxattr(request.nodeid, name)
         if size == 0:
             return p.answer(request.unique, p.GETXATTR_OUT.pack(len(value), 0))
         return p.answer(request.unique, value) if len(value) <= size else p.refusal(request.unique, errno.ERANGE)
+
+    def access(self, request: Request) -> bytes:
+        """access(2), where the kernel does not check permissions itself: whoever may enter may do all but execute."""
+        (mask,) = p.ACCESS_IN.unpack_from(request.body)
+        mode = self._fs.getattr(request.nodeid).mode
+        refused = mask & os.X_OK and stat.S_ISREG(mode) and not mode & 0o111
+        return p.refusal(request.unique, errno.EACCES) if refused else p.answer(request.unique)
 
     def open(self, request: Request) -> bytes | Later:
         flags, _ = p.OPEN_IN.unpack_from(request.body)

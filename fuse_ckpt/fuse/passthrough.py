@@ -6,8 +6,8 @@ itself. It takes CAP_SYS_ADMIN in the initial user namespace, and a disk that is
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import fcntl
 import os
 import select
 import struct
@@ -20,7 +20,6 @@ from fuse_ckpt.errors import MountFailed
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse import protocol as p
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _PATIENCE = 2.0  # seconds for the kernel's first request
 _DEPTHS = (1, 2)  # of filesystems stacked below the mount; 2 where the store lies on overlayfs
 
@@ -55,17 +54,13 @@ def probe(directory: Path) -> Verdict:
 
 def lend(device: int, fd: int) -> int:
     """Register the file behind `fd` with the mount of `device`; returns its backing id. Raises OSError."""
-    request = ctypes.create_string_buffer(p.BACKING_MAP.pack(fd, 0, 0), p.BACKING_MAP.size)
-    return _check(_libc.ioctl(device, ctypes.c_ulong(p.BACKING_OPEN), request))
+    backing_id: int = fcntl.ioctl(device, p.BACKING_OPEN, bytearray(p.BACKING_MAP.pack(fd, 0, 0)))
+    return backing_id
 
 
 def give_back(device: int, backing_id: int) -> None:
     """Have the kernel forget a backing id. Raises OSError."""
-    _check(
-        _libc.ioctl(
-            device, ctypes.c_ulong(p.BACKING_CLOSE), ctypes.create_string_buffer(struct.pack("<I", backing_id), 4)
-        )
-    )
+    fcntl.ioctl(device, p.BACKING_CLOSE, struct.pack("<I", backing_id))
 
 
 def _try(place: Path, depth: int) -> None:
@@ -94,10 +89,3 @@ def _shake_hands(device: int, depth: int) -> None:
     struct.pack_into("<I", reply, p.OUT_HEADER.size + 20, 1 << 17)  # max_write
     p.permit_passthrough(reply, depth)
     os.write(device, reply)
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result

@@ -25,6 +25,7 @@ LSEEK_OUT = struct.Struct("<Q")
 COPY_IN = struct.Struct("<QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
 GETXATTR_IN = struct.Struct("<II")  # size padding; the name follows
 GETXATTR_OUT = struct.Struct("<II")  # size padding: the answer where size 0 was asked for
+ACCESS_IN = struct.Struct("<I")  # mask; padding follows
 WRITE_OUT = struct.Struct("<II")  # size padding
 ENTRY_OUT = struct.Struct("<QQQQII")  # nodeid generation entry_valid attr_valid and both in nanoseconds; attr follows
 ATTR_OUT = struct.Struct("<QII")  # attr_valid attr_valid_nsec dummy; attr follows
@@ -35,7 +36,7 @@ INVAL_INODE_OUT = struct.Struct("<Qqq")  # ino offset length
 BACKING_MAP = struct.Struct("<iIQ")  # fd flags padding
 
 LOOKUP, FORGET, GETATTR = 1, 2, 3
-OPEN, RELEASE, GETXATTR, FLUSH, INIT, CREATE, INTERRUPT = 14, 18, 22, 25, 26, 35, 36
+OPEN, RELEASE, GETXATTR, FLUSH, INIT, ACCESS, CREATE, INTERRUPT = 14, 18, 22, 25, 26, 34, 35, 36
 IOCTL, BATCH_FORGET, FALLOCATE, LSEEK, COPY_FILE_RANGE = 39, 42, 43, 46, 47
 NOTIFY_INVAL_INODE = 2
 

@@ -9,6 +9,7 @@ import trio
 _RETRY = 1.0  # seconds
 _PF_EXITING = 0x4  # linux/sched.h
 _REMEMBERED = 1024  # tasks
+_STAT_MAX = 4096  # bytes; 52 numbers and a name of at most 64 characters
 _processes: dict[int, int] = {}  # task → process, asked again each time whether it is still so
 UNSEEN = 0  # a process of another pid namespace, or one that has gone already
 
@@ -71,8 +72,11 @@ def _state_of(process: int) -> tuple[int, int]:
     if process == UNSEEN:
         return 0, 0
     try:
-        with open(f"/proc/{process}/stat", "rb") as status:
-            fields = status.read().rpartition(b")")[2].split()
+        fd = os.open(f"/proc/{process}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fields = os.read(fd, _STAT_MAX).rpartition(b")")[2].split()
+        finally:
+            os.close(fd)
         return int(fields[6]), int(fields[49])
     except (OSError, ValueError, IndexError):
         return _PF_EXITING, 0

@@ -58,7 +58,7 @@ class WorkFiles:
         truncate = bool(flags & os.O_TRUNC)
         if flags & os.O_ACCMODE == os.O_RDONLY and not truncate:
             return self._open_to_read(inode)
-        if inode.breaking.locked() or (inode.inode_key in self._area.sealed and not truncate):
+        if inode.is_breaking() or (inode.inode_key in self._area.sealed and not truncate):
             return None
         if truncate:
             self._about_to_lose(inode, caller)

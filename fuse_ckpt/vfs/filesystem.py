@@ -6,6 +6,7 @@ event loop; the asynchronous ones (open, setattr, fsync) say in their own words 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -114,11 +115,9 @@ class Filesystem:
 
     def getattr(self, nid: int) -> Attributes:
         inode = self._table[nid]
-        return (
-            self._views.attributes(inode)
-            if isinstance(inode, ViewInode)
-            else self._output.attributes(self._work(inode))
-        )
+        if isinstance(inode, ViewInode):
+            return self._views.attributes(inode)
+        return self._output.attributes(self._work(inode))
 
     async def setattr(self, nid: int, changes: Changes, fh: int | None, caller: Caller) -> Attributes:
         """Change attributes; a new size waits for the copy of a sealed file, during which anything may happen to it."""
@@ -132,7 +131,17 @@ class Filesystem:
     def statfs(self) -> os.statvfs_result:
         return os.fstatvfs(self._disk_fd)
 
+    def has_no_xattrs(self, nid: int) -> bool:
+        """Whether an inode is known to have none at all: nobody but this mount gives a file of the working tree any."""
+        inode = self._table[nid]
+        if isinstance(inode, WorkInode) and not inode.bare:
+            with contextlib.suppress(OSError):  # what cannot be listed can still be asked for
+                inode.bare = not os.listxattr(self._xattr_path(nid), follow_symlinks=self._follow(nid))
+        return not isinstance(inode, WorkInode) or inode.bare
+
     def setxattr(self, nid: int, name: bytes, value: bytes) -> None:
+        inode = self._work(self._table[nid])
+        inode.bare = False
         os.setxattr(self._xattr_path(nid, write=True), name, value, follow_symlinks=self._follow(nid))
 
     def getxattr(self, nid: int, name: bytes) -> bytes:

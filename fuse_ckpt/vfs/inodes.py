@@ -79,8 +79,18 @@ class WorkInode(Inode):
         self.names: dict[tuple[WorkInode, bytes], None] = {}
         self.children: dict[bytes, WorkInode] = {}
         self.fd: int | None = None  # O_PATH; directories only
+        self.bare = False  # known to have no xattrs
         self.backing = Backing()
-        self.breaking = trio.Lock()
+        self._breaking: trio.Lock | None = None
+
+    @property
+    def breaking(self) -> trio.Lock:
+        """Held while its seal is broken."""
+        self._breaking = self._breaking or trio.Lock()
+        return self._breaking
+
+    def is_breaking(self) -> bool:
+        return self._breaking is not None and self._breaking.locked()
 
     def idle(self) -> bool:
         return super().idle() and not self.children

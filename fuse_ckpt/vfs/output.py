@@ -81,7 +81,7 @@ class OutputTree:
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=parent.descriptor)
         try:
             self._give(parent, name, caller)
-            return self._made(parent, name), fd
+            return self._made(parent, name, os.fstat(fd)), fd
         except BaseException:
             os.close(fd)
             raise
@@ -246,8 +246,8 @@ class OutputTree:
                 os.close(fd)
         return backing.unsettled
 
-    def _made(self, parent: WorkInode, name: bytes) -> Attributes:
-        status = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
+    def _made(self, parent: WorkInode, name: bytes, status: os.stat_result | None = None) -> Attributes:
+        status = status or os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
         key = InodeKey(status.st_dev, status.st_ino)
         self.area.sealed.created(key)
         before = self.table.find(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import re
@@ -76,6 +77,13 @@ def disk_written(directory: Path) -> int | None:
 def resident(pid: int) -> int:
     """Bytes of memory that a process has in use."""
     return int(_first(Path(f"/proc/{pid}/status"), r"^VmRSS:\s*(\d+) kB$") or 0) * 1024
+
+
+def warm_memory(size: int) -> None:
+    """Touch `size` bytes of memory and free them: a virtual machine may have given its free memory back to the host,
+    and the first touch of such a page takes longer than copying it (measured: 13 µs against 0.8 for 4 KiB)."""
+    if size:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def _first(path: Path, pattern: str) -> str | None:

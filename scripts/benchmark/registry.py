@@ -39,6 +39,10 @@ class Case:
     reads: bool = False  # also from the read view
     cold: bool = False  # the kernel's caches are dropped before each run
 
+    def memory(self, sizes: Sizes) -> int:
+        """Bytes of memory that a run newly takes, at the most: the page cache's, and the loaded tensors'."""
+        return 2 * self.work(sizes) if self.unit == "bytes" else 0
+
     @property
     def title(self) -> str:
         return (self.start.__doc__ or "").strip().splitlines()[0]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from scripts.benchmark.machine import warm_memory
 from scripts.benchmark.payload import Payload
 from scripts.benchmark.places import Place
 from scripts.benchmark.registry import Case, Trial
@@ -55,7 +56,7 @@ def measure(case: Case, payload: Payload, places: Sequence[Place], rounds: int) 
             place.settle()
         for number in range(rounds + 1):
             for place, trial in trials if number % 2 == 0 else reversed(trials):
-                taken = _run_once(case, place, trial)
+                taken = _run_once(case, place, trial, case.memory(payload.sizes))
                 if number:
                     seconds[place.name].append(taken)
     finally:
@@ -64,10 +65,11 @@ def measure(case: Case, payload: Payload, places: Sequence[Place], rounds: int) 
     return Result(case, case.work(payload.sizes), seconds)
 
 
-def _run_once(case: Case, place: Place, trial: Trial) -> float:
+def _run_once(case: Case, place: Place, trial: Trial, memory: int) -> float:
     os.sync()  # what the last run left to be written is not this one's burden
     if case.cold:
         DROP_CACHES.write_text("3\n")
+    warm_memory(memory)
     start = time.perf_counter()
     loaded = trial.run()
     taken = time.perf_counter() - start

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,7 +46,12 @@ class FakeFilesystem:
     def getattr(self, nid: int) -> Attributes:
         return self.attributes
 
+    def has_no_xattrs(self, nid: int) -> bool:
+        return not self.values
+
     def getxattr(self, nid: int, name: bytes) -> bytes:
+        if name not in self.values:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return self.values[name]
 
     def forget(self, nid: int, count: int) -> None:
@@ -214,6 +220,40 @@ def test_an_attribute_is_given_measured_or_refused_by_the_room_there_is(kernel: 
     with pytest.raises(OSError, match="range") as refused:
         kernel.ask(p.GETXATTR, struct.pack("<II", 4, 0) + b"user.a\0")
     assert refused.value.errno == errno.ERANGE
+    with pytest.raises(OSError, match="No data"):
+        kernel.ask(p.GETXATTR, struct.pack("<II", 0, 0) + b"security.capability\0")
+
+
+def test_of_a_file_without_any_attribute_only_what_the_system_asks_for_is_refused_unasked(
+    filesystem: FakeFilesystem, kernel: Kernel
+) -> None:
+    filesystem.values.clear()
+    filesystem.getxattr = lambda nid, name: name  # type: ignore[method-assign]
+    for name in (b"security.capability", b"system.posix_acl_access"):
+        with pytest.raises(OSError, match="No data"):
+            kernel.ask(p.GETXATTR, struct.pack("<II", 0, 0) + name + b"\0")
+    assert kernel.ask(p.GETXATTR, struct.pack("<II", 99, 0) + b"user.a\0") == b"user.a"
+
+
+@pytest.mark.parametrize(
+    ("mode", "mask", "allowed"),
+    [
+        (stat.S_IFREG | 0o600, os.R_OK | os.W_OK, True),
+        (stat.S_IFREG | 0o600, os.X_OK, False),
+        (stat.S_IFREG | 0o610, os.X_OK, True),
+        (stat.S_IFDIR | 0o600, os.X_OK, True),
+        (stat.S_IFREG | 0o000, os.R_OK | os.W_OK, True),
+    ],
+)
+def test_whom_modes_do_not_bind_may_do_all_but_execute_what_nobody_may(
+    filesystem: FakeFilesystem, kernel: Kernel, mode: int, mask: int, allowed: bool
+) -> None:
+    filesystem.attributes = replace(FILE, mode=mode)
+    if allowed:
+        assert kernel.ask(p.ACCESS, struct.pack("<II", mask, 0)) == b""
+    else:
+        with pytest.raises(PermissionError):
+            kernel.ask(p.ACCESS, struct.pack("<II", mask, 0))
 
 
 def test_holes_are_searched_in_the_file_itself(filesystem: FakeFilesystem, kernel: Kernel) -> None:

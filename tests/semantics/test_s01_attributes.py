@@ -22,7 +22,7 @@ operation = Operations()
 def give_times(d: Path) -> Any:
     put(d / "f")
     (d / "dir").mkdir()
-    seen = []
+    seen: list[Any] = []
     for ns in (
         (315_532_800_000_000_000, 315_532_800_123_456_789),
         (1, 2),
@@ -85,6 +85,36 @@ def extended_attributes(d: Path) -> Any:
         outcome(os.removexattr, d / "f", "user.a"), outcome(os.removexattr, d / "f", "user.a"),
         sorted(os.listxattr(d / "f")), sorted(os.listxattr(d / "dir")),
     )  # fmt: skip
+
+
+@operation
+def attributes_of_the_system_come_and_go(d: Path) -> Any:
+    put(d / "f")
+    before = outcome(os.getxattr, d / "f", "security.capability")
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_raw=ep, version 2
+    given = outcome(os.setxattr, d / "f", "security.capability", capability)
+    there = outcome(os.getxattr, d / "f", "security.capability")
+    with (d / "f").open("ab") as file:
+        file.write(b"more")  # takes the capability away
+    return (
+        before, given, there, outcome(os.getxattr, d / "f", "security.capability"),
+        outcome(os.getxattr, d / "f", "system.posix_acl_access"), outcome(os.getxattr, d, "system.posix_acl_default"),
+    )  # fmt: skip
+
+
+@operation
+def what_may_be_accessed(d: Path) -> Any:
+    (d / "program").write_text("#!/bin/sh\nexit 7\n")
+    seen: list[Any] = []
+    for mode in (0o600, 0o711, 0o444, 0o000):
+        os.chmod(d / "program", mode)
+        seen.append([os.access(d / "program", wanted) for wanted in (os.F_OK, os.R_OK, os.W_OK, os.X_OK)])
+        try:
+            seen.append(subprocess.run([d / "program"], check=False).returncode)
+        except PermissionError:
+            seen.append("EACCES")
+    (d / "shut").mkdir(0o000)
+    return seen, outcome(os.listdir, d / "shut"), outcome(os.mkdir, d / "shut" / "inner"), os.access(d / "shut", os.W_OK)
 
 
 @pytest.mark.parametrize("program", operation, ids=lambda program: program.__name__)
