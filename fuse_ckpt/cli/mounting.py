@@ -19,7 +19,7 @@ data_path_option = click.option(
     envvar="FUSE_CKPT_DATA_PATH",
     help="Who moves the data: the kernel, if it can; or one of them alone.",
 )
-_DIRECTORY = click.Path(path_type=Path)
+_DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, and is to be unmounted
 
 
 @click.command("mount", short_help="Mount a job's output directory.")

@@ -26,8 +26,9 @@ from fuse_ckpt.vfs import Filesystem
 _log = logging.getLogger(__name__)
 
 # Seconds that the next request is looked for before the event loop is asked: a program's next call comes within
-# microseconds, and waking from epoll, with cold caches, takes longer than answering.
-_SPIN = 50e-6
+# microseconds, and waking from epoll, with cold caches, takes longer than answering. The longer time, that of a write
+# of some MiB, only where looking has found something lately.
+_SPIN_MIN, _SPIN_MAX = 50e-6, 500e-6
 _TURN = 32  # requests in a row before the other tasks get a turn
 _BUFFER = 4 << 20  # bytes of each direction of the socket; a message of 1 MiB must fit with others
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
@@ -71,13 +72,15 @@ class Relay:
         buffer = bytearray(p.LARGEST_REQUEST)
         view = memoryview(buffer)
         served = 0
-        until = 0.0
+        until, spin = 0.0, _SPIN_MIN
         while True:
             try:
                 size = os.readv(self._device, [buffer])
             except BlockingIOError:
                 if time.perf_counter() > until:
+                    spin = max(spin / 4, _SPIN_MIN)
                     await trio.lowlevel.wait_readable(self._device)
+                    until = 0.0
                 continue
             except OSError as exc:
                 if exc.errno == errno.ENODEV:  # unmounted
@@ -85,23 +88,25 @@ class Relay:
                 if exc.errno in (errno.ENOENT, errno.EINTR):  # the request was interrupted
                     continue
                 raise
-            await self._relay_request(nursery, view[:size])
-            until = time.perf_counter() + _SPIN
+            spin = min(spin * 2, _SPIN_MAX) if until else spin
+            answered = await self._relay_request(nursery, view[:size])
+            until = time.perf_counter() + spin if answered else 0.0  # libfuse answers only when the event loop turns
             served += 1
             if served % _TURN == 0:
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _relay_request(self, nursery: trio.Nursery, message: memoryview) -> None:
+    async def _relay_request(self, nursery: trio.Nursery, message: memoryview) -> bool:
+        """Answer a request, or pass it on; whether nothing of it is left to be done."""
         _, opcode, unique, nodeid, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(message)
         if opcode == p.INTERRUPT:  # what it interrupts is answered soon, or is libfuse's and finishes anyway
-            return
+            return False
         if opcode == p.INIT:
             self._init = unique
             self._offered = p.INIT_IN.unpack_from(message, p.IN_HEADER.size)[3]
         handler = self._answers.table.get(opcode)
         if handler is None:
             await self._send(message)
-            return
+            return False
         request = Request(unique, nodeid, uid, gid, pid, message[p.IN_HEADER.size :])
         try:
             reply = handler(request)
@@ -111,6 +116,8 @@ class Relay:
             self._write(reply)
         elif reply is not None:
             nursery.start_soon(self._answer_later, request.unique, reply)
+            return False
+        return True
 
     async def _answer_later(self, unique: int, later: Later) -> None:
         try:

@@ -114,7 +114,8 @@ def what_may_be_accessed(d: Path) -> Any:
         except PermissionError:
             seen.append("EACCES")
     (d / "shut").mkdir(0o000)
-    return seen, outcome(os.listdir, d / "shut"), outcome(os.mkdir, d / "shut" / "inner"), os.access(d / "shut", os.W_OK)
+    inner = d / "shut" / "inner"
+    return seen, outcome(os.listdir, d / "shut"), outcome(os.mkdir, inner), os.access(d / "shut", os.W_OK)
 
 
 @pytest.mark.parametrize("program", operation, ids=lambda program: program.__name__)
