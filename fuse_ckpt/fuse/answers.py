@@ -49,7 +49,8 @@ class Answers:
     def __init__(self, filesystem: Filesystem, notify: Callable[[bytes], None]) -> None:
         self._fs = filesystem
         self._notify = notify
-        self.table: dict[int, Callable[[Request], bytes | Later | None]] = {
+        self._page = bytearray(p.OUT_HEADER.size + p.LARGEST_REQUEST)  # the answer to READ, until the next one
+        self.table: dict[int, Callable[[Request], bytes | memoryview | Later | None]] = {
             p.LOOKUP: self.lookup,
             p.FORGET: self.forget,
             p.BATCH_FORGET: self.batch_forget,
@@ -57,6 +58,8 @@ class Answers:
             p.GETXATTR: self.getxattr,
             p.ACCESS: self.access,
             p.OPEN: self.open,
+            p.READ: self.read,
+            p.WRITE: self.write,
             p.CREATE: self.create,
             p.FLUSH: self.flush,
             p.RELEASE: self.release,
@@ -103,10 +106,12 @@ class Answers:
         return p.refusal(request.unique, errno.EACCES) if refused else p.answer(request.unique)
 
     def open(self, request: Request) -> bytes | Later:
-        flags, _ = p.OPEN_IN.unpack_from(request.body)
+        flags, open_flags = p.OPEN_IN.unpack_from(request.body)
         unique, nodeid, caller = request.unique, request.nodeid, request.caller
         fh = self._fs.open_now(nodeid, flags, caller)
         if fh is not None:
+            if open_flags & p.OPEN_KILL_SUIDGID:
+                self._fs.drop_set_ids(fh)
             return p.answer(unique, self._opened(fh, flags))
 
         async def open_sealed() -> bytes:
@@ -119,6 +124,22 @@ class Answers:
         name = request.name(p.CREATE_IN.size)
         fh, attributes = self._fs.create(request.nodeid, name, mode & 0o7777, request.caller)
         return p.answer(request.unique, _entry(attributes) + self._opened(fh, flags | os.O_TRUNC))
+
+    def read(self, request: Request) -> memoryview:
+        """From the file straight into the answer, which is valid until the next READ."""
+        fh, offset, size = p.READ_IN.unpack_from(request.body)
+        view = memoryview(self._page)
+        count = self._fs.read_into(fh, offset, view[p.OUT_HEADER.size :][:size])
+        p.OUT_HEADER.pack_into(self._page, 0, p.OUT_HEADER.size + count, 0, request.unique)
+        return view[: p.OUT_HEADER.size + count]
+
+    def write(self, request: Request) -> bytes:
+        """From the request straight into the file."""
+        fh, offset, size, write_flags, _, _, _ = p.WRITE_IN.unpack_from(request.body)
+        written = self._fs.write(fh, offset, request.body[p.WRITE_IN.size :][:size])
+        if write_flags & p.WRITE_KILL_SUIDGID:
+            self._fs.drop_set_ids(fh)
+        return p.answer(request.unique, p.WRITE_OUT.pack(written, 0))
 
     def flush(self, request: Request) -> bytes:
         (fh,) = p.FLUSH_IN.unpack_from(request.body)
@@ -164,12 +185,18 @@ class Answers:
         return copy
 
     def _opened(self, fh: int, flags: int) -> bytes:
-        """With passthrough the kernel answers EIO to FOPEN_KEEP_CACHE. Only the close of a writer is worth a FLUSH."""
+        """How the kernel is to treat an open file. Only the close of a writer is worth a FLUSH.
+
+        With passthrough it answers EIO to FOPEN_KEEP_CACHE. Without, a file that is only written passes its caches by:
+        they would hold each page a second time. It cannot be mapped, which that would forbid.
+        """
         handle = self._fs.handles[fh]
         backing_id = handle.inode.backing_id
-        if backing_id and flags & os.O_ACCMODE == os.O_RDWR and not flags & os.O_TRUNC:
+        how = flags & os.O_ACCMODE
+        if backing_id and how == os.O_RDWR and not flags & os.O_TRUNC:
             self._notify(p.forget_attributes(handle.inode.nid))  # a mapping may change them, and the kernel not notice
-        answer = p.FOPEN_PASSTHROUGH if backing_id else p.FOPEN_KEEP_CACHE
+        answer = p.FOPEN_DIRECT_IO if how == os.O_WRONLY else p.FOPEN_KEEP_CACHE
+        answer = p.FOPEN_PASSTHROUGH if backing_id else answer
         return p.OPEN_OUT.pack(fh, answer if handle.writable else answer | p.FOPEN_NOFLUSH, backing_id)
 
 

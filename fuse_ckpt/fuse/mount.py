@@ -1,7 +1,7 @@
 """Mounting and unmounting: by ourselves where we may (mount(2)), else through fusermount3, which is set-user-id root.
 
-With privilege the daemon opens /dev/fuse and mounts by itself, and libfuse is given the descriptor as `/dev/fd/N`: it
-then neither opens nor mounts anything. That is the seam where something may stand between the kernel and libfuse.
+Either way the descriptor that speaks for the mount is ours, and libfuse is given one as `/dev/fd/N`: it then neither
+opens nor mounts anything. That is the seam where the relay stands between the kernel and libfuse.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,27 +90,26 @@ def check_mountpoint(mountpoint: Path) -> None:
 
 
 class Attached(Struct, frozen=True):
-    """A mount that is to be served. `device`: the descriptor that speaks for it; None where libfuse is to mount it,
-    with `libfuse_options`. `depth`: of backing files that the kernel takes; 0: it takes none."""
+    """A mount that is to be served. `device`: the descriptor that speaks for it; non-blocking where it is `relayed`,
+    for then it is ours to read, else libfuse's. `depth`: of backing files that the kernel takes; 0: it takes none."""
 
     mountpoint: Path
-    device: int | None = None
-    libfuse_options: frozenset[str] = frozenset()
+    device: int
     depth: int = 0
+    relayed: bool = True
 
 
-def attach(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool, depth: int) -> Attached:
-    """Mount, or leave it to libfuse and fusermount3. `source` is what /proc/mounts shows. Raises MountFailed."""
+def attach(
+    mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool, depth: int, relayed: bool = True
+) -> Attached:
+    """Mount by ourselves, or through fusermount3. `source` is what /proc/mounts shows. Raises MountFailed."""
     mountpoint = _resolved(mountpoint)
     if may_mount():
-        polled = depth > 0
-        device = mount_device(mountpoint, source, allow_other=allow_other, read_only=read_only, polled=polled)
-        return Attached(mountpoint, device, depth=depth)
-    name = str(source).replace("\\", "\\\\").replace(",", "\\,")
-    options = {"default_permissions", "nosuid", "nodev", "subtype=fuse_ckpt", f"fsname={name}"}
-    options |= {"allow_other"} if allow_other else set()
-    options |= {"ro"} if read_only else set()
-    return Attached(mountpoint, libfuse_options=frozenset(options))
+        device = mount_device(mountpoint, source, allow_other=allow_other, read_only=read_only, polled=relayed)
+    else:
+        device = _fusermount(mountpoint, source, allow_other=allow_other, read_only=read_only)
+        os.set_blocking(device, not relayed)
+    return Attached(mountpoint, device, depth, relayed)
 
 
 def detach(mountpoint: Path, *, lazy: bool = False) -> None:
@@ -157,6 +157,24 @@ def mount_device(mountpoint: Path, source: Path, *, allow_other: bool, read_only
     except OSError as exc:
         os.close(device)
         raise MountFailed(f"{mountpoint} cannot be mounted: {exc.strerror}.") from None
+    return device
+
+
+def _fusermount(mountpoint: Path, source: Path, *, allow_other: bool, read_only: bool) -> int:
+    """Have fusermount3 mount; returns the descriptor that it sends over a socket of ours, as it does to libfuse."""
+    name = str(source).replace("\\", "\\\\").replace(",", "\\,")
+    options = ["default_permissions", "nosuid", "nodev", "subtype=fuse_ckpt", f"fsname={name}"]
+    options += ["allow_other"] if allow_other else []
+    options += ["ro"] if read_only else []
+    near, far = socket.socketpair()
+    with near, far:
+        command = ["env", f"_FUSE_COMMFD={far.fileno()}", "fusermount3", "-o", ",".join(options), "--", str(mountpoint)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=[far.fileno()])
+        if done.returncode != 0:
+            words = done.stderr.strip().removeprefix("fusermount3: ") or "fusermount3 says no"
+            raise MountFailed(f"{mountpoint} cannot be mounted: {words}.")
+        _, (device, *_), _, _ = socket.recv_fds(near, 1, 1)
+    os.set_inheritable(device, False)
     return device
 
 

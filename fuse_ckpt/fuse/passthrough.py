@@ -87,5 +87,5 @@ def _shake_hands(device: int, depth: int) -> None:
     p.OUT_HEADER.pack_into(reply, 0, len(reply), 0, unique)
     struct.pack_into("<III", reply, p.OUT_HEADER.size, major, min(minor, 40), readahead)
     struct.pack_into("<I", reply, p.OUT_HEADER.size + 20, 1 << 17)  # max_write
-    p.permit_passthrough(reply, depth)
+    p.edit_init(reply, depth)
     os.write(device, reply)

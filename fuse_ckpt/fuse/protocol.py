@@ -26,6 +26,8 @@ COPY_IN = struct.Struct("<QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out le
 GETXATTR_IN = struct.Struct("<II")  # size padding; the name follows
 GETXATTR_OUT = struct.Struct("<II")  # size padding: the answer where size 0 was asked for
 ACCESS_IN = struct.Struct("<I")  # mask; padding follows
+READ_IN = struct.Struct("<QQI")  # fh offset size; flags and lock owner follow
+WRITE_IN = struct.Struct("<QQIIQII")  # fh offset size write_flags lock_owner flags padding; the data follow
 WRITE_OUT = struct.Struct("<II")  # size padding
 ENTRY_OUT = struct.Struct("<QQQQII")  # nodeid generation entry_valid attr_valid and both in nanoseconds; attr follows
 ATTR_OUT = struct.Struct("<QII")  # attr_valid attr_valid_nsec dummy; attr follows
@@ -36,11 +38,13 @@ INVAL_INODE_OUT = struct.Struct("<Qqq")  # ino offset length
 BACKING_MAP = struct.Struct("<iIQ")  # fd flags padding
 
 LOOKUP, FORGET, GETATTR = 1, 2, 3
-OPEN, RELEASE, GETXATTR, FLUSH, INIT, ACCESS, CREATE, INTERRUPT = 14, 18, 22, 25, 26, 34, 35, 36
+OPEN, READ, WRITE, RELEASE, GETXATTR, FLUSH, INIT, ACCESS, CREATE, INTERRUPT = 14, 15, 16, 18, 22, 25, 26, 34, 35, 36
 IOCTL, BATCH_FORGET, FALLOCATE, LSEEK, COPY_FILE_RANGE = 39, 42, 43, 46, 47
 NOTIFY_INVAL_INODE = 2
 
-FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH = 1 << 1, 1 << 5, 1 << 7
+FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH = 1 << 0, 1 << 1, 1 << 5, 1 << 7
+
+OPEN_KILL_SUIDGID, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2  # of open_flags, of write_flags
 
 # bits of INIT's flags, and of flags2
 INIT_EXT, HANDLE_KILLPRIV_V2, WRITEBACK_CACHE = 1 << 30, 1 << 28, 1 << 16
@@ -68,18 +72,21 @@ def forget_attributes(nodeid: int) -> bytes:
     return OUT_HEADER.pack(size, NOTIFY_INVAL_INODE, 0) + INVAL_INODE_OUT.pack(nodeid, -1, 0)
 
 
-def permit_passthrough(reply: bytearray, depth: int, offered: int = 0) -> None:
-    """Edit libfuse's reply to INIT: passthrough is wanted, with backing files less than `depth` filesystems deep.
+def edit_init(reply: bytearray, depth: int, offered: int = 0) -> None:
+    """Edit libfuse's reply to INIT. `offered`: the flags of the request.
 
-    `offered`: the flags of the request. The writeback cache goes, for the kernel refuses the two together. With
-    HANDLE_KILLPRIV_V2 the kernel may remember that a file has no capabilities; else it asks us for them, by GETXATTR,
-    before every write(2) (measured: 110 µs instead of 7 for 4 KiB).
+    `depth` > 0: passthrough is wanted, with backing files less than so many filesystems deep; the writeback cache goes,
+    for the kernel refuses the two together. With HANDLE_KILLPRIV_V2 the kernel may remember that a file has no
+    capabilities; else it asks us for them, by GETXATTR, before every write(2) (measured: 110 µs, not 7, for 4 KiB).
     """
     missing = OUT_HEADER.size + INIT_OUT_SIZE - len(reply)
     if missing > 0:
         reply.extend(bytes(missing))
         struct.pack_into("<I", reply, 0, len(reply))
     (flags,) = struct.unpack_from("<I", reply, 16 + 12)
-    struct.pack_into("<I", reply, 16 + 12, (flags | INIT_EXT | offered & HANDLE_KILLPRIV_V2) & ~WRITEBACK_CACHE)
-    (flags2,) = struct.unpack_from("<I", reply, 16 + 32)
-    struct.pack_into("<II", reply, 16 + 32, flags2 | PASSTHROUGH, depth)
+    flags |= offered & HANDLE_KILLPRIV_V2
+    if depth:
+        flags = (flags | INIT_EXT) & ~WRITEBACK_CACHE
+        (flags2,) = struct.unpack_from("<I", reply, 16 + 32)
+        struct.pack_into("<II", reply, 16 + 32, flags2 | PASSTHROUGH, depth)
+    struct.pack_into("<I", reply, 16 + 12, flags)

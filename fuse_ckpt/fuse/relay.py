@@ -1,9 +1,9 @@
 """The relay: the task that stands between the kernel and libfuse, so that the kernel can move the data by itself.
 
 It reads the kernel's requests. Those that decide about backing files (OPEN, CREATE, RELEASE, FLUSH), those that come
-most often (LOOKUP, GETATTR, GETXATTR, FORGET), and those that pyfuse3 has no method for (FALLOCATE, LSEEK,
-COPY_FILE_RANGE) it answers itself, in the same step; all others go to libfuse through a socket, and their replies come
-back the same way, unchanged except for INIT's.
+most often (LOOKUP, GETATTR, GETXATTR, FORGET), those that carry data where the kernel does not move it (READ, WRITE),
+and those that pyfuse3 has no method for (FALLOCATE, LSEEK, COPY_FILE_RANGE) it answers itself, in the same step; all
+others go to libfuse through a socket, and their replies come back the same way, unchanged except for INIT's.
 """
 
 from __future__ import annotations
@@ -43,14 +43,18 @@ class Relay:
         self._answers = Answers(filesystem, self._write)
         self._near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._near, self.far):
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-            end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            for forced, asked in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+                try:
+                    end.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
+                except PermissionError:  # then as much as anybody may have: what is long is answered by ourselves
+                    end.setsockopt(socket.SOL_SOCKET, asked, _BUFFER)
         self._near.setblocking(False)
         self._init: int | None = None  # the INIT request whose reply is still to come
         self._offered = 0
         self._refused = False
         self._notifying = trio.CapacityLimiter(1)
-        filesystem.handles.lend, filesystem.handles.give_back = self._lend, self._give_back
+        if depth:
+            filesystem.handles.lend, filesystem.handles.give_back = self._lend, self._give_back
 
     async def run(self, ended: Callable[[], None]) -> None:
         """Relay until the kernel has let go of the filesystem; then call `ended`."""
@@ -112,7 +116,7 @@ class Relay:
             reply = handler(request)
         except Exception as exc:
             reply = self._refusal(request.unique, handler.__name__, exc)
-        if isinstance(reply, bytes):
+        if isinstance(reply, bytes | memoryview):
             self._write(reply)
         elif reply is not None:
             nursery.start_soon(self._answer_later, request.unique, reply)
@@ -159,7 +163,7 @@ class Relay:
             elif unique == self._init:
                 self._init = None
                 reply = bytearray(view[:size])
-                p.permit_passthrough(reply, self._depth, self._offered)
+                p.edit_init(reply, self._depth, self._offered)
                 self._write(bytes(reply))
             else:
                 self._write(view[:size])

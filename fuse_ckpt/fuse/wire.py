@@ -1,9 +1,12 @@
 """Serving a mount: how the kernel's requests reach libfuse, and through it pyfuse3's handlers.
 
-Without passthrough libfuse reads the kernel's descriptor itself. With it the relay stands between the two.
+The relay stands between the two, except on old kernels, where libfuse reads the kernel's descriptor itself.
 """
 
 from __future__ import annotations
+
+import os
+import re
 
 import pyfuse3
 import trio
@@ -14,6 +17,14 @@ from fuse_ckpt.fuse.operations import Operations
 from fuse_ckpt.fuse.relay import Relay
 from fuse_ckpt.vfs import Filesystem
 
+_RELAYED_SINCE = (6, 5)  # libfuse receives by splice, which a SEQPACKET socket takes from that version on
+
+
+def can_relay() -> bool:
+    """Whether this kernel can have the relay between it and libfuse."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= _RELAYED_SINCE
+
 
 class Wire:
     """A mount in service. pyfuse3 keeps its session in module globals: one for each process."""
@@ -22,14 +33,12 @@ class Wire:
         self._operations = Operations(filesystem)  # pyfuse3 keeps no reference that counts
         self.stopped = False
         self._relay: Relay | None = None
-        place = str(attached.mountpoint)
-        if attached.device is not None and attached.depth:
+        descriptor = attached.device
+        if attached.relayed:
             self._relay = Relay(attached.device, filesystem, attached.depth)
-            place = f"/dev/fd/{self._relay.far.fileno()}"
-        elif attached.device is not None:
-            place = f"/dev/fd/{attached.device}"
+            descriptor = self._relay.far.fileno()
         try:
-            pyfuse3.init(self._operations, place, set(attached.libfuse_options))
+            pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
         except RuntimeError as exc:
             detach(attached.mountpoint, lazy=True)
             raise MountFailed(f"{attached.mountpoint} cannot be mounted: {exc}.") from None

@@ -21,7 +21,7 @@ import trio
 from fuse_ckpt.errors import FuseCkptError, MountFailed, StillBound
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
-from fuse_ckpt.fuse.wire import Wire, forget_name
+from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
 from fuse_ckpt.session import control
 from fuse_ckpt.session.options import Mounted, MountOptions
 from fuse_ckpt.staging import Area, Committer, Settings, death_of, recover, wait_exit
@@ -74,6 +74,7 @@ class Service:
             allow_other=self._options.allow_other,
             read_only=self._options.job is None,
             depth=self._verdict.depth,
+            relayed=can_relay() or self._verdict.depth > 0,
         )
         self._wire = Wire(self._filesystem, attached)
         async with trio.open_nursery() as nursery:

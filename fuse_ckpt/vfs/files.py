@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -24,7 +23,6 @@ from fuse_ckpt.vfs.handles import Handle
 from fuse_ckpt.vfs.inodes import WorkInode
 from fuse_ckpt.vfs.output import OutputTree
 
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 _AGAIN = 1.0  # seconds within which the kernel has repeated a call that was answered ESTALE
 
 
@@ -108,6 +106,8 @@ class WorkFiles:
         own = self._open_to_write(inode, os.O_WRONLY)
         try:
             os.ftruncate(own.fd, size)
+            if caller.uid != 0:
+                own.drop_set_ids()
             if inode.names:
                 self._area.opened(os.fsdecode(inode.path()), inode.inode_key, caller.task, changed=True)
         finally:
@@ -121,9 +121,9 @@ class WorkFiles:
         if handle.writable:
             status = os.fstat(handle.fd)
             changed = handle.before != _state(status)
-            if changed and inode.backing_id and status.st_mode & _SET_ID:
+            if changed and inode.backing_id:
                 # The kernel wrote with our credentials, so it left the bits that a write by anybody else takes away.
-                os.fchmod(handle.fd, stat.S_IMODE(status.st_mode) & ~_SET_ID)
+                handle.drop_set_ids()
         inode.backing.release(handle.writable)
         inode.handles -= 1
         if handle.writable:

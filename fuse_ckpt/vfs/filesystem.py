@@ -15,10 +15,10 @@ import trio
 
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, Listing
 from fuse_ckpt.vfs.files import WorkFiles
-from fuse_ckpt.vfs.handles import Handle, Handles, ViewFile
+from fuse_ckpt.vfs.handles import Handle, Handles, ViewFile, read_only
 from fuse_ckpt.vfs.inodes import ROOT, Inode, InodeTable, WorkInode
 from fuse_ckpt.vfs.output import OutputTree
-from fuse_ckpt.vfs.views import ViewInode, Views, read_only
+from fuse_ckpt.vfs.views import ViewInode, Views
 
 VIEW_NAME = b".checkpoints"
 
@@ -176,14 +176,18 @@ class Filesystem:
         return self.handles.add(await self._files.open_sealed(self._work(self._table[nid]), flags, caller))
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
-        handle = self.handles[fh]
-        return handle.read(offset, size) if isinstance(handle, ViewFile) else os.pread(handle.fd, size, offset)
+        return self.handles[fh].read(offset, size)
 
-    def write(self, fh: int, offset: int, data: bytes) -> int:
-        handle = self.handles[fh]
-        if isinstance(handle, ViewFile):
-            raise read_only()
-        return os.pwrite(handle.fd, data, offset)
+    def read_into(self, fh: int, offset: int, buffer: memoryview) -> int:
+        """As `read`, without a copy; returns how many bytes there were."""
+        return self.handles[fh].read_into(offset, buffer)
+
+    def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
+        return self.handles[fh].write(offset, data)
+
+    def drop_set_ids(self, fh: int) -> None:
+        """Whoever writes may not keep them; on a disk the kernel sees to that, here it writes with our rights."""
+        self.handles[fh].drop_set_ids()
 
     def flush(self, fh: int, task: int | None = None) -> None:
         """A descriptor of an open file is closed, by `task` where that is known."""

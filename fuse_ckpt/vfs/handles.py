@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fuse_ckpt.staging import UNSEEN
 from fuse_ckpt.vfs.inodes import Inode, WorkInode
+
+
+def read_only() -> OSError:
+    return OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 @dataclass(slots=True)
@@ -29,9 +34,25 @@ class Handle:
     death: str | None = None
     flushed: bool = False  # a descriptor of it was closed
 
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.fd, size, offset)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        return os.preadv(self.fd, [buffer], offset)
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        return os.pwrite(self.fd, data, offset)
+
     def seek(self, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE of lseek(2)."""
         return os.lseek(self.fd, offset, whence)
+
+    def drop_set_ids(self) -> None:
+        """Take set-user-id and, from what its group may execute, set-group-id away from the file."""
+        mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+        taken = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+        if mode & taken:
+            os.fchmod(self.fd, mode & ~taken)
 
 
 class ViewFile:
@@ -46,6 +67,19 @@ class ViewFile:
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset) if self.fd is not None else self.data[offset : offset + size]
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        if self.fd is not None:
+            return os.preadv(self.fd, [buffer], offset)
+        data = self.data[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        raise read_only()
+
+    def drop_set_ids(self) -> None:
+        raise read_only()
 
     def seek(self, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE of lseek(2); bytes of our own have no holes."""

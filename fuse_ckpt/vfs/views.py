@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fuse_ckpt.errors import CorruptBlob
 from fuse_ckpt.store import Store
 from fuse_ckpt.vfs.attributes import Attributes
-from fuse_ckpt.vfs.handles import ViewFile
+from fuse_ckpt.vfs.handles import ViewFile, read_only
 from fuse_ckpt.vfs.inodes import Inode, InodeTable
 from fuse_ckpt.vfs.snapshots import DIRECTORY_MODE, Node, Snapshots
 
@@ -122,10 +122,6 @@ class Views:
         assert isinstance(inode, ViewInode)
         inode.node = node
         return inode
-
-
-def read_only() -> OSError:
-    return OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def _missing() -> OSError:

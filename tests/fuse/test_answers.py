@@ -54,6 +54,15 @@ class FakeFilesystem:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return self.values[name]
 
+    def read_into(self, fh: int, offset: int, buffer: memoryview) -> int:
+        return self.handles[fh].read_into(offset, buffer)
+
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        return self.handles[fh].write(offset, data)
+
+    def drop_set_ids(self, fh: int) -> None:
+        self.handles[fh].drop_set_ids()
+
     def forget(self, nid: int, count: int) -> None:
         self.asked.append(("forget", nid, count))
 
@@ -93,7 +102,7 @@ class Kernel:
         """The answer without its header, which is looked at here."""
         reply = self._answers.table[opcode](Request(77, nodeid, 1000, 100, 4242, memoryview(body)))
         assert reply is not None
-        whole = reply if isinstance(reply, bytes) else trio.run(reply)
+        whole = bytes(reply) if isinstance(reply, bytes | memoryview) else trio.run(reply)
         length, error, unique = p.OUT_HEADER.unpack_from(whole)
         assert (length, unique) == (len(whole), 77)
         if error:
@@ -304,3 +313,31 @@ def test_no_file_is_a_terminal(kernel: Kernel) -> None:
 def test_what_is_not_open_is_ebadf(kernel: Kernel, opcode: int, body: bytes) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         kernel.ask(opcode, body)
+
+
+def test_bytes_go_straight_between_request_answer_and_file(filesystem: FakeFilesystem, kernel: Kernel) -> None:
+    assert filesystem.fd is not None
+    kernel.ask(p.OPEN, struct.pack("<II", os.O_RDWR, 0))
+    reply = kernel.ask(p.WRITE, p.WRITE_IN.pack(1, 3, 5, 0, 0, 0, 0) + b"12345")
+    assert p.WRITE_OUT.unpack(reply) == (5, 0)
+    assert os.pread(filesystem.fd, 100, 0) == b"\0\0\x0012345"
+    assert kernel.ask(p.READ, p.READ_IN.pack(1, 4, 3)) == b"234"
+    assert kernel.ask(p.READ, p.READ_IN.pack(1, 4, 1 << 20)) == b"2345"
+    assert kernel.ask(p.READ, p.READ_IN.pack(1, 8, 4096)) == b""
+
+
+def test_whoever_writes_may_not_keep_the_set_ids(filesystem: FakeFilesystem, kernel: Kernel) -> None:
+    assert filesystem.fd is not None
+
+    def mode() -> int:
+        return stat.S_IMODE(os.fstat(cast(int, filesystem.fd)).st_mode)
+
+    os.fchmod(filesystem.fd, 0o6755)
+    kernel.ask(p.OPEN, struct.pack("<II", os.O_RDWR, 0))
+    kernel.ask(p.WRITE, p.WRITE_IN.pack(1, 0, 1, 0, 0, 0, 0) + b"x")
+    assert mode() == 0o6755
+    kernel.ask(p.WRITE, p.WRITE_IN.pack(1, 0, 1, p.WRITE_KILL_SUIDGID, 0, 0, 0) + b"x")
+    assert mode() == 0o755
+    os.fchmod(filesystem.fd, 0o4755)
+    kernel.ask(p.OPEN, struct.pack("<II", os.O_RDWR | os.O_TRUNC, p.OPEN_KILL_SUIDGID))
+    assert mode() == 0o755

@@ -13,7 +13,8 @@ from fuse_ckpt.fuse import protocol as p
 SIZES = [
     (p.IN_HEADER, 40), (p.OUT_HEADER, 16), (p.OPEN_IN, 8), (p.OPEN_OUT, 16), (p.CREATE_IN, 16), (p.FORGET_IN, 8),
     (p.BATCH_FORGET_IN, 8), (p.FORGET_ONE, 16), (p.FALLOCATE_IN, 32), (p.LSEEK_IN, 24), (p.LSEEK_OUT, 8),
-    (p.COPY_IN, 56), (p.GETXATTR_IN, 8), (p.GETXATTR_OUT, 8), (p.WRITE_OUT, 8), (p.ENTRY_OUT, 40), (p.ATTR_OUT, 16),
+    (p.COPY_IN, 56), (p.GETXATTR_IN, 8), (p.GETXATTR_OUT, 8), (p.WRITE_OUT, 8), (p.WRITE_IN, 40),
+    (p.ACCESS_IN, 4), (p.READ_IN, 20), (p.ENTRY_OUT, 40), (p.ATTR_OUT, 16),
     (p.ATTR, 88), (p.INVAL_INODE_OUT, 24), (p.BACKING_MAP, 16),
 ]  # fmt: skip
 
@@ -62,7 +63,7 @@ def read(reply: bytearray) -> dict[str, Any]:
 @pytest.mark.parametrize("size", [24, 28, 40, 64])
 def test_passthrough_is_permitted_whatever_the_length_of_libfuses_reply(size: int) -> None:
     reply = init_reply(size, 0b1011)
-    p.permit_passthrough(reply, 2)
+    p.edit_init(reply, 2)
     found = read(reply)
     assert len(reply) == found["length"] == 80
     assert found["flags"] == 0b1011 | 1 << 30
@@ -72,7 +73,7 @@ def test_passthrough_is_permitted_whatever_the_length_of_libfuses_reply(size: in
 
 def test_permitting_passthrough_keeps_what_else_was_agreed_and_takes_the_writeback_cache_back() -> None:
     reply = init_reply(64, 1 << 16 | 1 << 3, flags2=1 << 2)
-    p.permit_passthrough(reply, 1)
+    p.edit_init(reply, 1)
     found = read(reply)
     assert found["flags"] == 1 << 30 | 1 << 3
     assert found["flags2"] == 1 << 5 | 1 << 2
@@ -82,5 +83,5 @@ def test_permitting_passthrough_keeps_what_else_was_agreed_and_takes_the_writeba
 @pytest.mark.parametrize("offered", [0, 1 << 28, 0xFFFFFFFF])
 def test_of_what_the_kernel_offers_only_the_memory_of_capabilities_is_taken(offered: int) -> None:
     reply = init_reply(64, 0)
-    p.permit_passthrough(reply, 1, offered)
+    p.edit_init(reply, 1, offered)
     assert read(reply)["flags"] == 1 << 30 | (offered & 1 << 28)

@@ -15,7 +15,7 @@ from tests.conftest import MountJob
 from tests.mount.containers import NO_PRIVILEGE
 from tests.mount.harness import PROGRAM, Mount, is_mounted, wait_until
 from tests.mount.runs import DATA_PATH, Desk, one_line, python
-from tests.semantics.parity import opened, put
+from tests.semantics.parity import opened, outcome, put
 
 pytestmark = [pytest.mark.mount, pytest.mark.once]
 
@@ -201,3 +201,28 @@ def test_a_kernel_that_takes_no_file_at_all_serves_every_file_through_the_daemon
     mounted.umount()
     assert not is_mounted(mounted.path)
     wait_until("all three", lambda: len(mounted.committed()) == 3)
+
+
+# fuse-ckpt as if on a kernel on which nothing can stand between it and libfuse.
+UNRELAYED = """
+import sys
+from fuse_ckpt.cli import main
+from fuse_ckpt.fuse import wire
+
+wire._RELAYED_SINCE = (999, 0)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_on_an_old_kernel_libfuse_itself_reads_what_the_kernel_asks(mount_job: MountJob) -> None:
+    mounted = mount_job("old", "--data-path", "daemon", ready=False).mount(program=(sys.executable, "-c", UNRELAYED))
+    data = os.urandom(3 << 20)
+    path = put(mounted.path / "m.bin", data)
+    (found,) = mounted.wait_for("m.bin")
+    assert path.read_bytes() == (mounted.by_id(found) / "m.bin").read_bytes() == data
+    with opened(path, os.O_RDWR) as fd:
+        os.pwrite(fd, b"again", 1 << 20)
+    assert len(mounted.wait_for("m.bin", 2)) == 2
+    assert os.listdir(mounted.path) == ["m.bin"]
+    os.unlink(path)
+    assert outcome(os.stat, path) == "ENOENT"

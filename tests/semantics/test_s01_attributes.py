@@ -139,6 +139,14 @@ def outcome(f, *a):
 os.mkdir("open/mine"); open("open/mine/f", "w").write("x"); os.symlink("f", "open/mine/link")
 print(outcome(open, "closed/f", "w"), outcome(open, "secret"), outcome(os.chmod, "secret", 0o777),
       outcome(os.listdir, "hidden"), outcome(os.unlink, "open/theirs"), outcome(os.chown, "open/mine/f", 0, 0))
+def write(path):
+    with open(path, "r+b") as file: file.write(b"x")
+for change in (write, lambda path: open(path, "w").close(), lambda path: os.truncate(path, 1), os.stat):
+    for mode in (0o6755, 0o2745):  # set-group-id of what the group may not execute stays
+        with open("open/mine/set", "w") as file: file.write("whole")
+        os.chmod("open/mine/set", mode)
+        change("open/mine/set")
+        print(oct(os.stat("open/mine/set").st_mode))
 """
     said = []
     for place in (mounted.path, plain):
