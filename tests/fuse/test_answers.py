@@ -177,20 +177,21 @@ def test_what_is_forgotten_is_told_name_by_name_and_has_no_answer(filesystem: Fa
     assert filesystem.asked == [("forget", 9, 3), ("forget", 4, 1), ("forget", 5, 2)]
 
 
-OPENED = p.FOPEN_PASSTHROUGH, p.FOPEN_KEEP_CACHE
+UNLENT = {os.O_RDONLY: p.FOPEN_KEEP_CACHE, os.O_RDWR: p.FOPEN_KEEP_CACHE, os.O_WRONLY: p.FOPEN_DIRECT_IO}
 
 
+@pytest.mark.parametrize("how", UNLENT)
 @pytest.mark.parametrize("lent", [True, False])
 @pytest.mark.parametrize("sealed", [True, False])
-def test_an_open_file_is_passed_through_or_cached_and_never_both(
-    filesystem: FakeFilesystem, kernel: Kernel, lent: bool, sealed: bool
+def test_an_open_file_is_passed_through_or_cached_or_only_written(
+    filesystem: FakeFilesystem, kernel: Kernel, lent: bool, sealed: bool, how: int
 ) -> None:
     filesystem.sealed = sealed
     filesystem.handles.lend = lambda fd: 5 if lent else 0
-    fh, flags, backing = p.OPEN_OUT.unpack(kernel.ask(p.OPEN, struct.pack("<II", os.O_WRONLY, 0)))
-    assert filesystem.asked == [("open", 9, os.O_WRONLY, 1000, 100, 4242)]
+    fh, flags, backing = p.OPEN_OUT.unpack(kernel.ask(p.OPEN, struct.pack("<II", how, 0)))
+    assert filesystem.asked == [("open", 9, how, 1000, 100, 4242)]
     assert (fh, backing) == (1, 5 if lent else 0)
-    assert flags & (p.FOPEN_PASSTHROUGH | p.FOPEN_KEEP_CACHE) == (OPENED[0] if lent else OPENED[1])
+    assert flags & ~p.FOPEN_NOFLUSH == (p.FOPEN_PASSTHROUGH if lent else UNLENT[how])
 
 
 def test_all_opens_of_an_inode_carry_the_one_backing_id_of_its_first(
