@@ -4,6 +4,8 @@
     ├── UsageError               2  the request cannot be understood or makes no sense
     │   ├── InvalidJobName
     │   ├── InvalidReference
+    │   ├── InvalidTag
+    │   ├── InvalidPolicy
     │   └── InvalidMountPoint
     ├── NotFound                 3
     │   ├── UnknownCheckpoint
@@ -11,10 +13,13 @@
     ├── Corrupt                  4  stored bytes are not what was stored
     │   ├── CorruptRecord
     │   └── CorruptBlob
-    ├── Busy                     5  leased, locked, mounted, still bound
+    ├── Busy                     5  leased, pinned, locked, mounted, still bound
     │   ├── JobExists
     │   ├── JobMounted
     │   ├── CheckpointLeased
+    │   ├── CheckpointPinned
+    │   ├── TagTaken
+    │   ├── Collecting
     │   └── StillBound
     ├── StoreUnusable            1  the store cannot be opened here
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
@@ -48,6 +53,14 @@ class InvalidJobName(UsageError):
 
 class InvalidReference(UsageError):
     """A reference to a checkpoint is empty or fits more than one; the message lists the candidates."""
+
+
+class InvalidTag(UsageError):
+    """A tag could be taken for another kind of reference, or has a character that none can carry."""
+
+
+class InvalidPolicy(UsageError):
+    """A retention policy does not follow its grammar; the message names the term."""
 
 
 class InvalidMountPoint(UsageError):
@@ -113,6 +126,18 @@ class JobMounted(Busy):
 
 class CheckpointLeased(Busy):
     """A session reads this checkpoint as its input."""
+
+
+class CheckpointPinned(Busy):
+    """A person has said that this checkpoint stays."""
+
+
+class TagTaken(Busy):
+    """Another checkpoint has the tag; the message names it."""
+
+
+class Collecting(Busy):
+    """Another process takes away what nothing names any more."""
 
 
 class StillBound(Busy):

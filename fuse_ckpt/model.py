@@ -192,6 +192,9 @@ class Job(Struct, frozen=True, omit_defaults=True):
 
     name: str
     created_ns: int
+    retain: str | None = None  # the retention policy that its mounts apply, in the grammar of `--retain`
+    trash_ttl_ns: int | None = None  # how long its deleted checkpoints can be restored; None: a week
+    min_free: int | None = None  # bytes of the disk that its mounts keep free
 
 
 def check_job_name(name: str) -> str:

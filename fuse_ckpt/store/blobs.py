@@ -74,12 +74,12 @@ class Blobs:
 
     def holds(self, digest: str, size: int) -> bool:
         """Whether the blob is there with that size (its bytes are not read)."""
-        found = _stat(self._layout.blob(digest))
+        found = stat_or_none(self._layout.blob(digest))
         return found is not None and stat.S_ISREG(found.st_mode) and found.st_size == size
 
     def is_inode(self, digest: str, key: InodeKey) -> bool:
         """Whether the blob is that very inode."""
-        found = _stat(self._layout.blob(digest))
+        found = stat_or_none(self._layout.blob(digest))
         return found is not None and (found.st_dev, found.st_ino) == (key.dev, key.ino)
 
     def recorded(self, digests: Iterable[str]) -> None:
@@ -90,7 +90,7 @@ class Blobs:
     def _keep(self, fd: int, source: os.stat_result, digest: str) -> bool:
         """Have a blob of these bytes; return whether it is the source's own inode."""
         target = self._layout.blob(digest)
-        existing = _stat(target)
+        existing = stat_or_none(target)
         if existing is not None and os.path.samestat(existing, source):
             self._sync(target)
             return True
@@ -163,7 +163,7 @@ def _link(fd: int, path: Path) -> None:
         os.close(directory)
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def stat_or_none(path: Path) -> os.stat_result | None:
     try:
         return os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

@@ -22,7 +22,8 @@ import lmdb
 from fuse_ckpt.errors import CorruptRecord
 
 from . import locks
-from .records import Records, Table
+from .records import Records
+from .tables import Table
 
 T = TypeVar("T")
 

@@ -45,6 +45,11 @@ class Layout:
         return self.root / "tmp"
 
     @property
+    def reserve(self) -> Path:
+        """A file that is given up so that something can be deleted on a full disk."""
+        return self.root / "reserve"
+
+    @property
     def mounts(self) -> Path:
         return self.root / "mounts"
 

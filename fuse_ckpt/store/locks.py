@@ -5,8 +5,10 @@ Each Lock has an open file description of its own, so two threads of a process e
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +29,11 @@ class Lock:
         os.lseek(self._fd, 0, os.SEEK_SET)
         write_all(self._fd, text.encode(errors="surrogateescape"))
 
+    def put(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset` of the lock file, in one step. Only for an exclusive lock."""
+        if os.pwrite(self._fd, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
     def close(self) -> None:
         """Give the lock back; a second close does nothing."""
         fd, self._fd = self._fd, -1
@@ -43,11 +50,23 @@ class Lock:
 
 
 class Lease(Lock):
-    """A checkpoint in use: it cannot be deleted until the lease is closed."""
+    """A checkpoint in use: it cannot be deleted until the lease is closed. The file says by whom, a line each."""
 
-    def __init__(self, path: Path, fd: int, checkpoint: str) -> None:
+    def __init__(self, path: Path, fd: int, checkpoint: str, holder: str) -> None:
         super().__init__(path, fd)
         self.checkpoint = checkpoint
+        line = " ".join(holder.split()).encode(errors="surrogateescape") + b"\n"
+        self._line = len(line)
+        self._end = os.lseek(fd, 0, os.SEEK_CUR)
+        with suppress(OSError):  # on a full disk it is a lease all the same
+            os.write(fd, line)
+            self._end = os.lseek(fd, 0, os.SEEK_CUR)
+
+    def close(self) -> None:
+        if self._fd >= 0 and self._end >= self._line:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, 0)  # with O_APPEND even pwrite appends
+            os.pwrite(self._fd, b" " * (self._line - 1) + b"\n", self._end - self._line)
+        super().close()
 
 
 def shared(path: Path) -> Lock:
@@ -68,9 +87,27 @@ def try_exclusive(path: Path) -> Lock | None:
         return None
 
 
-def lease(path: Path, checkpoint: str) -> Lease:
-    """A shared lock on behalf of `checkpoint`; waits while a delete has it."""
-    return Lease(path, _wait(path, fcntl.LOCK_SH), checkpoint)
+def lease(path: Path, checkpoint: str, holder: str) -> Lease:
+    """A shared lock on behalf of `checkpoint`; waits while a delete has it. `holder`: what its file says of us."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            with suppress(BlockingIOError):  # nobody else has it: the lines in it are of the dead
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(fd, 0)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if _names(path, fd):
+                return Lease(path, fd, checkpoint, holder)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def holders(path: Path) -> str:
+    """What the holders of a lease say of themselves; "" where they do not."""
+    lines = (line.strip() for line in read_note(path).splitlines())
+    return ", ".join(dict.fromkeys(line for line in lines if line))
 
 
 def is_held(path: Path) -> bool:

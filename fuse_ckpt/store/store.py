@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection as Bag
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
 import uuid_utils
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import CheckpointLeased, CommitFailed, CorruptRecord, UnknownCheckpoint
+from fuse_ckpt.errors import CommitFailed, CorruptRecord, UnknownCheckpoint
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, InodeKey, Kind, Manifest, NewCheckpoint, State
 
 from . import ids, locks, references, upkeep
 from .blobs import Adopted, Blobs
-from .codec import manifest_to_json
-from .durable import replace_file
+from .collection import Collection
 from .format import prepare
 from .index import MAP_SIZE, Index
-from .jobs import Jobs
 from .layout import Layout
-from .locks import Lease
+from .lifecycle import known
 from .records import Records, blob_sizes
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Jobs):
+class Store(Collection):
     """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
@@ -71,35 +71,56 @@ class Store(Jobs):
 
     # checkpoints
 
-    def checkpoints(self, job: str | None = None, states: Collection[State] | None = None) -> list[Checkpoint]:
-        """The checkpoints of one job, or of all, in id order; all but the deleted ones unless `states` says which."""
+    def checkpoints(
+        self, job: str | None = None, states: Bag[State] | None = None, limit: int | None = None
+    ) -> list[Checkpoint]:
+        """The checkpoints of one job, or of all, in id order; all but the deleted ones unless `states` says which.
+
+        `limit`: the newest so many alone.
+        """
         wanted = NOT_DELETED if states is None else states
-        return self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in wanted])
+
+        def work(records: Records) -> list[Checkpoint]:
+            if limit is None:
+                return [one for one in records.checkpoints(job) if one.state in wanted]
+            return [*islice(records.newest_first(job, wanted), limit)][::-1]
+
+        return self._index.read(work)
 
     def checkpoint(self, checkpoint: str) -> Checkpoint:
         """Errors: UnknownCheckpoint, also for a deleted one."""
-        return _known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
+        return known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
 
     def manifest(self, checkpoint: str) -> Manifest:
         """Errors: UnknownCheckpoint, also for a deleted one."""
-        return _known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
+        return known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
 
-    def newest(self, job: str, name: str) -> Manifest | None:
-        """The newest checkpoint of (job, name) that is not deleted, whatever its state."""
+    def newest(self, job: str, name: str, *, deleted: bool = False) -> Manifest | None:
+        """The newest checkpoint of (job, name) that is not deleted, whatever its state; with `deleted` the newest."""
 
         def work(records: Records) -> Manifest | None:
-            found = records.newest(job, name)
-            return None if found is None else records.manifest(found.id)
+            found = records.newest(job, name, deleted=deleted)
+            return None if found is None else records.manifest(found.id, deleted=deleted)
 
         return self._index.read(work)
 
     def latest(self, job: str) -> Checkpoint | None:
         """The newest available one that is resumable, else the newest available one that holds weights."""
-        return self._index.read(lambda records: references.latest(records.checkpoints(job)))
+
+        def work(records: Records) -> Checkpoint | None:
+            found = references.latest(records.briefs(job, newest_first=True))
+            return None if found is None else records.by_id(found)
+
+        return self._index.read(work)
 
     def best(self, job: str) -> Checkpoint | None:
-        """The available one of the lowest finite evaluation loss; of equals the newest."""
-        return self._index.read(lambda records: references.best(records.checkpoints(job)))
+        """The available one with weights of the lowest evaluation loss, else training loss; of equals the newest."""
+
+        def work(records: Records) -> Checkpoint | None:
+            found = references.best(records.briefs(job))
+            return None if found is None else records.by_id(found)
+
+        return self._index.read(work)
 
     def resolve(self, reference: str) -> Checkpoint:
         """The checkpoint that a person means. Errors: InvalidReference (empty, ambiguous), UnknownCheckpoint."""
@@ -166,40 +187,6 @@ class Store(Jobs):
         recorded = self._index.read(work)
         return {key: digest for key, digest in recorded.items() if digest and self._blobs.is_inode(digest, key)}
 
-    # leases and deletion
-
-    def lease(self, checkpoint: str) -> Lease:
-        """Keep a checkpoint from being deleted until the lease is closed, or we die. Errors: UnknownCheckpoint."""
-        self.checkpoint(checkpoint)
-        lease = locks.lease(self._lease_path(checkpoint), checkpoint)
-        try:
-            self.checkpoint(checkpoint)  # again: a delete may have come first
-        except BaseException:
-            lease.close()
-            raise
-        return lease
-
-    def delete(self, checkpoints: Sequence[str]) -> None:
-        """Delete all of `checkpoints` (ids), or none. Their bytes stay until they are collected.
-
-        Errors: UnknownCheckpoint, CheckpointLeased.
-        """
-        with ExitStack() as held:
-            unique = list(dict.fromkeys(checkpoints))
-            for one in unique:
-                head = self.checkpoint(one)
-                lock = locks.try_exclusive(self._lease_path(one))
-                if lock is None:
-                    raise CheckpointLeased(
-                        f"Checkpoint {one} ({head.job}/{head.name}) is in use by a run: end that first."
-                    )
-                held.enter_context(lock)
-                held.callback(lock.path.unlink, missing_ok=True)  # while it is held: who waits for it opens a new one
-            for manifest in self._index.write(lambda records: [_mark_deleted(one, records) for one in unique]):
-                fault("delete:manifest")
-                with suppress(OSError):  # the index has the say; and on a full disk a delete must not fail
-                    self._write_manifest(manifest)
-
     # upkeep
 
     def recover(self) -> None:
@@ -231,19 +218,6 @@ class Store(Jobs):
         digests = self._index.read(Records.digests)
         return [*problems, *upkeep.verify(self.layout, manifests, digests)]
 
-    def _write_manifest(self, manifest: Manifest) -> None:
-        path = self.layout.manifest(manifest.checkpoint.id)
-        replace_file(path, manifest_to_json(manifest), self.layout.tmp)
-
-    def _lease_path(self, checkpoint: str) -> Path:
-        return self.layout.lock(f"lease-{checkpoint}")
-
-
-def _known(reference: str, found: T | None) -> T:
-    if found is None:
-        raise UnknownCheckpoint(reference)
-    return found
-
 
 def _describe(new: NewCheckpoint) -> Checkpoint:
     """The checkpoint of `new`, without what only the moment of publishing can tell: id, ordinal, commit time."""
@@ -264,10 +238,3 @@ def _number(checkpoint: Checkpoint, records: Records) -> Checkpoint:
         ordinal=records.last_ordinal(checkpoint.job, checkpoint.name) + 1,
         committed_ns=time.time_ns(),
     )
-
-
-def _mark_deleted(checkpoint: str, records: Records) -> Manifest:
-    manifest = _known(checkpoint, records.manifest(checkpoint))
-    deleted = replace(manifest.checkpoint, state=State.DELETED)
-    records.put_checkpoint(deleted)
-    return replace(manifest, checkpoint=deleted)
