@@ -103,6 +103,22 @@ class Collection(Accounts):
         self.keep_reserve()
         return cleared
 
+    def has_garbage(self) -> bool:
+        """Whether `clear_garbage` would find any."""
+        return bool(self._index.read(lambda records: records.garbage(at_most=1)))
+
+    # what the working tree holds still
+
+    def was_collected(self, job: str, name: str, files: Iterable[tuple[str, int, int]]) -> bool:
+        """Whether files (path below the unit, size, mtime in ns) are those of a collected checkpoint, unchanged."""
+        left = self._index.read(lambda records: records.left(job, name))
+        return left is not None and set(files) <= set(left.files)
+
+    def forget_left(self, job: str, names: Bag[str]) -> None:
+        """The working tree holds units of these names alone: what is known of others' files is of no use any more."""
+        if self._index.read(lambda records: records.left_but(job, names)):
+            self._index.write(lambda records: records.forget_left(job, names))
+
     # steps 1 and 2
 
     def _deleted_manifests(self, checkpoints: Bag[str]) -> list[Manifest]:

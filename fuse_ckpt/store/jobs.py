@@ -18,6 +18,7 @@ from .index import Index
 from .layout import Layout
 from .locks import Lock
 from .records import Records
+from .retention import NO_POLICY, parse_policy
 
 LOCK_TRIES = 5  # `job_locked` of another process holds the lock for a few microseconds
 POLL = 0.05  # seconds
@@ -44,6 +45,30 @@ class Jobs:
             return job
 
         return self._index.write(work)
+
+    def set_rules(
+        self, name: str, retain: str | None = None, trash_ttl_ns: int | None = None, min_free: int | None = None
+    ) -> Job:
+        """Record what a job's mounts remove by themselves; None leaves it as it is, NO_POLICY and 0 bytes take it back.
+
+        Errors: UnknownJob, InvalidPolicy.
+        """
+        if retain is not None and retain != NO_POLICY:
+            parse_policy(retain)
+
+        def work(records: Records) -> Job:
+            job = _known_job(name, records.job(name))
+            if retain is not None:
+                job = replace(job, retain=None if retain == NO_POLICY else retain)
+            if trash_ttl_ns is not None:
+                job = replace(job, trash_ttl_ns=trash_ttl_ns)
+            if min_free is not None:
+                job = replace(job, min_free=min_free or None)
+            records.put_job(job)
+            return job
+
+        nothing = retain is None and trash_ttl_ns is None and min_free is None
+        return self.job(name) if nothing else self._index.write(work)
 
     def job(self, name: str) -> Job:
         """Errors: UnknownJob."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -154,6 +154,14 @@ class Lifecycle(Jobs):
         Errors: InvalidReference (ambiguous), UnknownCheckpoint (not there, not deleted, or collected).
         """
         return self._index.read(lambda records: references.resolve_deleted(reference, records))
+
+    def deleted_among(self, checkpoints: Iterable[str]) -> list[Checkpoint]:
+        """Those of `checkpoints` (ids) that are deleted, and not collected yet."""
+
+        def work(records: Records) -> list[Checkpoint | None]:
+            return [records.by_id(one, deleted=True) for one in checkpoints]
+
+        return [one for one in self._index.read(work) if one is not None and one.state is State.DELETED]
 
     def restore(self, checkpoint: str) -> Checkpoint:
         """Undo a delete: the checkpoint is what it was before, with those of its tags that no other one got meanwhile.

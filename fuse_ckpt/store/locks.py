@@ -29,6 +29,10 @@ class Lock:
         os.lseek(self._fd, 0, os.SEEK_SET)
         write_all(self._fd, text.encode(errors="surrogateescape"))
 
+    def set_aside(self, size: int) -> None:
+        """Have room on the disk for so many bytes of the lock file, where the filesystem can."""
+        os.posix_fallocate(self._fd, 0, size)
+
     def put(self, offset: int, data: bytes) -> None:
         """Write `data` at `offset` of the lock file, in one step. Only for an exclusive lock."""
         if os.pwrite(self._fd, data, offset) != len(data):

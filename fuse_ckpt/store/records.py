@@ -185,13 +185,14 @@ class Records(BlobRecords):
     def left(self, job: str, name: str) -> Left | None:
         return self._get(Table.LEFT, job_prefix(job) + name_key(job, name), Left)
 
-    def forget_left(self, job: str, names: Collection[str]) -> int:
-        """Forget what collected checkpoints of other names than `names` left; returns how many did."""
+    def left_but(self, job: str, names: Collection[str]) -> list[bytes]:
+        """The keys of what collected checkpoints of other names than `names` left."""
         kept = {name_key(job, name) for name in names}
-        gone = [key for key in self._keys(Table.LEFT, job_prefix(job)) if key[-NAME_HASH:] not in kept]
-        for key in gone:
+        return [key for key in self._keys(Table.LEFT, job_prefix(job)) if key[-NAME_HASH:] not in kept]
+
+    def forget_left(self, job: str, names: Collection[str]) -> None:
+        for key in self.left_but(job, names):
             self._delete(Table.LEFT, key)
-        return len(gone)
 
     # jobs and runs
 

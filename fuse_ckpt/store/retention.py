@@ -22,6 +22,7 @@ from . import briefs
 from .references import latest
 
 GRAMMAR = "keep-last=N, keep-every=STEPS, keep-best=N[:eval_loss|:train_loss], keep-within=7d, joined by commas"
+NO_POLICY = "none"  # what takes a job's policy back
 RULES = ("keep-last", "keep-every", "keep-best", "keep-within")
 LOSSES = ("eval_loss", "train_loss")
 NUMBER = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*", re.IGNORECASE)  # of a step or a version; or a hash

@@ -17,6 +17,7 @@ from . import locks
 from .locks import Lock
 
 PREFIX = "use-"
+ROOM = 1 << 16  # bytes that are set aside, for 1,771 checkpoints: looking at one must not fail on a full disk
 _SLOT = 37  # bytes: an id and a line's end
 
 
@@ -25,9 +26,13 @@ class Uses:
 
     def __init__(self, directory: Path, who: str, check: Callable[[str], object]) -> None:
         self._lock: Lock = locks.exclusive(directory / f"{PREFIX}{uuid4().hex}")
-        self._lock.note(who + "\n")
-        self._begin = len((who + "\n").encode(errors="surrogateescape"))
+        header = f"{who}\n".encode(errors="surrogateescape")
+        self._begin = len(header)
+        with suppress(OSError):  # on a full disk it can be mounted all the same
+            self._lock.set_aside(ROOM)
+            self._lock.put(0, header)
         self._check = check
+        self._closed = False
         self._count: Counter[str] = Counter()
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
@@ -57,6 +62,7 @@ class Uses:
             self._drop(checkpoint)
 
     def close(self) -> None:
+        self._closed = True
         with suppress(OSError):
             self._lock.path.unlink()
         self._lock.close()
@@ -73,6 +79,8 @@ class Uses:
         self._free.append(slot)
 
     def _put(self, slot: int, checkpoint: str) -> None:
+        if self._closed:
+            return
         self._lock.put(self._begin + slot * _SLOT, checkpoint.ljust(_SLOT - 1).encode() + b"\n")
 
 
@@ -82,7 +90,7 @@ def in_use(directory: Path) -> dict[str, str]:
     for path in directory.glob(f"{PREFIX}*"):
         if locks.is_held(path):
             who, *ids = locks.read_note(path).split("\n")
-            found |= {one.strip(): who for one in ids if one.strip()}
+            found |= {one: who for line in ids if (one := line.strip(" \0"))}
             continue
         dead = locks.try_exclusive(path)
         if dead is not None:

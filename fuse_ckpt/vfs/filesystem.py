@@ -10,9 +10,11 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 import trio
 
+from fuse_ckpt.model import Checkpoint
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, Listing
 from fuse_ckpt.vfs.files import WorkFiles
 from fuse_ckpt.vfs.handles import Handle, Handles, ViewFile, read_only
@@ -38,6 +40,7 @@ class Filesystem:
         *,
         job: str | None,
         disk_fd: int,
+        forget_name: Callable[[int, bytes], None] = lambda nid, name: None,
         show_checkpoints: bool = False,
     ) -> None:
         self._table = table
@@ -46,6 +49,7 @@ class Filesystem:
         self._work_files = files
         self._job = job
         self._disk_fd = disk_fd
+        self._forget_name = forget_name
         self._show_checkpoints = show_checkpoints
         self.handles = Handles()
         self._listings: dict[int, Listing] = {}
@@ -73,6 +77,11 @@ class Filesystem:
 
     def forget(self, nid: int, count: int) -> None:
         self._table.forget(nid, count)
+
+    def forget_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint was deleted: have the kernel let go of all of it that nobody uses."""
+        for directory, name in self._views.doors(checkpoint):
+            self._forget_name(directory, name)
 
     def create(self, parent_nid: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attributes]:
         parent = self._writable(parent_nid, name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 
 from fuse_ckpt.errors import CorruptBlob
-from fuse_ckpt.store import Store
+from fuse_ckpt.model import Checkpoint
+from fuse_ckpt.store import Store, Uses
 from fuse_ckpt.vfs.attributes import Attributes
 from fuse_ckpt.vfs.handles import ViewFile, read_only
 from fuse_ckpt.vfs.inodes import Inode, InodeTable
@@ -26,17 +28,26 @@ class ViewInode(Inode):
         self.view = view
         self.path = path
         self.node = node
+        self.dropped: Callable[[], None] = lambda: None
+
+    def drop(self) -> list[Inode]:
+        self.dropped()
+        return []
 
 
 class Views:
     """The read view as inodes: of one job below `.checkpoints`, or of all jobs. `uid`, `gid`: the mount's owner.
 
-    `also`: a checkpoint that is shown by id whatever its job, for it is the mount's input.
+    `also`: a checkpoint that is shown by id whatever its job, for it is the mount's input. `uses` is told of every
+    checkpoint of which the kernel knows a place.
     """
 
-    def __init__(self, table: InodeTable, store: Store, uid: int, gid: int, also: str | None = None) -> None:
+    def __init__(
+        self, table: InodeTable, store: Store, uses: Uses, uid: int, gid: int, also: str | None = None
+    ) -> None:
         self._table = table
         self._store = store
+        self._uses = uses
         self._uid, self._gid = uid, gid
         self._also = also
         self._snapshots: dict[str, Snapshots] = {}
@@ -107,6 +118,18 @@ class Views:
             inode.handles -= 1
             raise
 
+    def doors(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
+        """(directory's node id, name) of each place by which the kernel knows a checkpoint's root."""
+        inside = f"by-name/{checkpoint.name}@{checkpoint.ordinal}", f"by-id/{checkpoint.id}", f"layout/{checkpoint.id}"
+        found = []
+        for job in self._snapshots:
+            for path in inside:
+                above, _, name = path.rpartition("/")
+                parent = self._table.find(("view", job, *above.split("/")))
+                if parent is not None and self._table.find(("view", job, *path.split("/"))) is not None:
+                    found.append((parent.nid, os.fsencode(name)))
+        return found
+
     def _blob(self, digest: str) -> int:
         try:
             return os.open(self._store.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -117,8 +140,13 @@ class Views:
         inode = self._table.find(key)
         if inode is None:
             view = None if job is None else self._snapshots.setdefault(job, Snapshots(self._store, job, self._also))
-            make: Callable[[int], Inode] = lambda nid: ViewInode(nid, key, view, path, node)  # noqa: E731
-            inode = self._table.add(key, make)
+            if node.checkpoint:
+                self._uses.hold(node.checkpoint)
+            made = self._table.add(key, lambda nid: ViewInode(nid, key, view, path, node))
+            assert isinstance(made, ViewInode)
+            if node.checkpoint:
+                made.dropped = partial(self._uses.release, node.checkpoint)
+            inode = made
         assert isinstance(inode, ViewInode)
         inode.node = node
         return inode

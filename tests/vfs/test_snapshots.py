@@ -239,8 +239,9 @@ def store_of_two(saved: Mounted) -> Store:
 def browser(store_of_two: Store) -> Iterator[Kernel]:
     kernel = Kernel()
     fd = os.open(store_of_two.layout.root, os.O_RDONLY)
-    kernel.filesystem = browse_filesystem(store_of_two, fd)
-    yield kernel
+    with store_of_two.uses("browse") as uses:
+        kernel.filesystem = browse_filesystem(store_of_two, fd, uses, kernel.forget_name)
+        yield kernel
     os.close(fd)
 
 
