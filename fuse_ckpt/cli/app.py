@@ -13,13 +13,15 @@ from click.exceptions import NoArgsIsHelpError
 from fuse_ckpt.cli import formats
 from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.doctor import doctor
-from fuse_ckpt.cli.mounting import browse, mount, stats, umount
+from fuse_ckpt.cli.mounting import browse, mount, umount
 from fuse_ckpt.cli.settings import Settings, absolute
+from fuse_ckpt.cli.statistics import stats
 from fuse_ckpt.cli.training import training
 from fuse_ckpt.errors import FuseCkptError
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy (leased, locked, mounted, still bound)."
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy "
+    "(leased, pinned, locked, mounted, still bound)."
 )
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 

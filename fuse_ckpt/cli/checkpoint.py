@@ -1,17 +1,17 @@
-"""`fuse-ckpt checkpoint …`: look at checkpoints, take one out of the store, delete some."""
+"""`fuse-ckpt checkpoint …`: look at checkpoints, take one out of the store; the rest has modules of its own."""
 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Sequence
+import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fuse_ckpt.cli import access, formats, inspection, listing, render
+from fuse_ckpt.cli import access, formats, inspection, lifecycle, listing, render
+from fuse_ckpt.cli.collecting import gc
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ _SHORT = 8  # characters at an id's end that people type
 def checkpoint() -> None:
     """Checkpoints of all jobs.
 
-    A REF is an id, a prefix or suffix of one (4 characters or more), JOB:latest, JOB:best, JOB/NAME, or JOB/NAME@N.
+    A REF is an id, a tag, the name of a pushed checkpoint, JOB:latest, JOB:best, JOB/NAME@N (the N-th of that NAME),
+    JOB/NAME (the newest), or a prefix or suffix of an id (4 characters or more).
     """
 
 
@@ -42,6 +43,7 @@ def checkpoint() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, oldest first.")
 @click.option("--job", metavar="JOB", help="Of this training job only.")
 @click.option("--name", metavar="GLOB", help="Only those whose NAME fits the glob.")
+@click.option("--tag", metavar="TAG", help="Only the one that has the tag.")
 @click.option("--status", type=click.Choice(["available", "failed", "pending", "deleted"]), help="In this state only.")
 @click.option("--sort", type=click.Choice(list(_SORTABLE)), help="Smallest first; by time unless given.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The newest N; with --sort, the first N.")
@@ -51,33 +53,47 @@ def list_checkpoints(
     as_json: bool,
     job: str | None,
     name: str | None,
+    tag: str | None,
     status: str | None,
     sort: str | None,
     limit: int | None,
 ) -> None:
     """List the checkpoints of the store, oldest first: the available and the failed ones."""
+    if tag is not None and status is not None:
+        raise click.UsageError("--tag names one checkpoint: --status cannot choose among it.")
+    by_time = sort is None or sort == "time"
+    newest = limit if by_time and name is None and tag is None else None
     with access.existing_store(settings) if job is None else access.store_with_job(settings, job) as store:
-        records = [] if store is None else _records(store, job, status)
+        records = [] if store is None else _records(store, job, status, newest, tag)
     if name is not None:
         records = [item for item in records if fnmatchcase(str(item["name"]), name)]
-    if sort is not None and sort != "time":
-        records = listing.sorted_by(records, _SORTABLE[sort])[:limit]
+    if not by_time:
+        records = listing.sorted_by(records, _SORTABLE[sort or ""])[:limit]
     elif limit is not None:
         records = records[-limit:]
     if as_json:
         click.echo(render.to_json(records))
     else:
-        listing.show("List of Checkpoints", listing.STORE_COLUMNS, records, colour=settings.colour)
+        columns = listing.TRASH_COLUMNS if status == "deleted" else listing.STORE_COLUMNS
+        listing.show("List of Checkpoints", columns, records, colour=settings.colour)
 
 
-def _records(store: Store, job: str | None, status: str | None) -> list[listing.Record]:
+def _records(
+    store: Store, job: str | None, status: str | None, newest: int | None, tag: str | None
+) -> list[listing.Record]:
     from fuse_ckpt.model import State
 
+    if tag is not None:
+        tagged = store.tagged(tag)
+        return [] if tagged is None or job not in (None, tagged.job) else [listing.record(tagged)]
     if status == State.PENDING:
         jobs = [job] if job is not None else [each.name for each in store.jobs()]
         return [listing.pending_record(unit, each) for each in jobs for unit in access.pending(store, each)]
     states = [State.AVAILABLE, State.FAILED] if status is None else [State(status)]
-    return [listing.record(each) for each in store.checkpoints(job, states=states)]
+    found = store.checkpoints(job, states=states, limit=newest)
+    if status == State.DELETED:
+        return listing.deleted_records(found, store.expiries(found), time.time_ns())
+    return [listing.record(each) for each in found]
 
 
 @checkpoint.command("inspect", short_help="Tell everything about one.")
@@ -120,35 +136,8 @@ def _default_destination(found: Checkpoint) -> Path:
     return Path(found.id[-_SHORT:] if last in ("", ".", "..") else f"./{last}")
 
 
-@checkpoint.command("delete", short_help="Delete some of them.")
-@click.argument("references", metavar="REF...", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask. Needed where standard input is no terminal.")
-@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
-@click.pass_obj
-def delete_checkpoints(settings: Settings, references: tuple[str, ...], yes: bool, dry_run: bool) -> None:
-    """Delete checkpoints: all of them, or none where one is unknown or in use."""
-    with access.store_with(settings, *references) as (store, found):
-        if not (yes or dry_run):
-            _confirm(found)
-        if not dry_run:
-            store.delete([each.id for each in found])
-    for each in found:
-        click.echo(f"{'Would delete' if dry_run else 'Deleted'} {_described(each)}")
-
-
-def _confirm(found: Sequence[Checkpoint]) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("There is no terminal to ask on: --yes deletes without asking.")
-    for each in found:
-        click.echo(_described(each), err=True)
-    question = "Delete it?" if len(found) == 1 else f"Delete these {len(found)}?"
-    click.confirm(question, abort=True, err=True)
-
-
-def _described(each: Checkpoint) -> str:
-    return formats.visible(f"{each.id} ({each.job}/{each.name}@{each.ordinal})")
-
-
 _pull = copy.copy(fetch_checkpoint)
 _pull.hidden = True
 checkpoint.add_command(_pull, "pull")
+for _command in (*lifecycle.COMMANDS, gc):
+    checkpoint.add_command(_command)

@@ -6,6 +6,7 @@ import math
 import os
 from datetime import UTC, datetime
 
+_TIMES = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 _UNITS = ("KB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -30,6 +31,19 @@ def timestamp(ns: int) -> str:
     moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
     fraction = f".{rest:03d}".rstrip("0") if rest else ""
     return f"{moment}{fraction} +0000 UTC"
+
+
+def duration(ns: int) -> str:
+    """Nanoseconds as `6 d 23 h`, `2 h 5 min`, `40 s`: its two largest units; `none left` for 0 and less."""
+    if ns <= 0:
+        return "none left"
+    rest = max(1, ns // 10**9)
+    parts: list[str] = []
+    for unit, seconds in _TIMES:
+        count, rest = divmod(rest, seconds)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 "))
 
 
 def size(count: int) -> str:

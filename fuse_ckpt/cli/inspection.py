@@ -36,6 +36,8 @@ def _status(manifest: Manifest) -> Document:
         "parentID": checkpoint.parent,
         "runID": checkpoint.run,
         "resumable": checkpoint.metadata.resumable,
+        "tags": list(checkpoint.tags),
+        "pinned": checkpoint.pinned,
     }
     if checkpoint.failure is not None:
         status["failure"] = checkpoint.failure

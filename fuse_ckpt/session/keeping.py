@@ -9,15 +9,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 import trio
 from msgspec import Struct
 
 from fuse_ckpt.errors import Collecting, FuseCkptError
-from fuse_ckpt.model import Checkpoint, InodeKey, Job
+from fuse_ckpt.model import Checkpoint, InodeKey
 from fuse_ckpt.staging import Area
-from fuse_ckpt.store import Policy, Store, Uses, parse_policy
+from fuse_ckpt.store import Store, Uses
 from fuse_ckpt.vfs import Filesystem
 
 _log = logging.getLogger(__name__)
@@ -125,53 +125,20 @@ class Keeper:
         self._committed = self._commits()
         job = self._store.job(name)
         self._min_free = job.min_free or 0
-        now_ns = time.time_ns()
-        policy = parse_policy(job.retain) if job.retain else None
-        if policy is not None:
-            self._remove(self._removable(policy, name, now_ns))
-        going = self._store.expired(now_ns, name) + self._pressed(job, policy, now_ns)
-        freed = self.done.freed
-        complete = self._collect(going)
-        now = time.monotonic()
-        self._earliest = now if self.done.freed > freed else now + PACE
-        self._latest = now + (HOUR if complete else PACE)
-
-    def _removable(self, policy: Policy, job: str, now_ns: int) -> list[Checkpoint]:
-        return [one.checkpoint for one in self._store.decisions(policy, now_ns, job) if not one.keep]
-
-    def _pressed(self, job: Job, policy: Policy | None, now_ns: int) -> list[Checkpoint]:
-        """What must go for the job's `min_free`: of the trash first; without a policy the oldest checkpoints, too."""
-        needed = (job.min_free or 0) - self._free()
-        if needed <= 0:
-            return []
-        old = self._removable(Policy(), job.name, now_ns) if policy is None else []
-        going = self._store.to_free(needed, [*self._store.trash(job.name), *old])
-        self._remove([one for one in going if one.deleted_ns is None])
-        return going
-
-    def _remove(self, checkpoints: Sequence[Checkpoint]) -> None:
-        for one in checkpoints:
-            try:
-                self._store.delete([one.id])
-            except FuseCkptError as exc:  # leased or pinned this very moment
-                _log.info("%s stays: %s", one.id, exc)
-                continue
-            self.done.removed += 1
-            _log.info("removed %s %r, by policy", one.id, one.name)
-
-    def _collect(self, checkpoints: Sequence[Checkpoint]) -> bool:
-        """Collect them, and what else is garbage; False where something is left for the next time."""
-        if not checkpoints and not self._store.has_garbage():
-            return True
+        plan = self._store.plan(time.time_ns(), name, min_free=self._min_free)
         try:
-            with self._store.collecting(f"the mount of job {self._job}, process {os.getpid()}"):
-                collected = self._store.collect([one.id for one in checkpoints])
-                cleared = self._store.clear_garbage()
+            tidied = self._store.tidy(plan, f"The mount of job {name}, process {os.getpid()},")
         except Collecting:
-            return False
-        self.done.collected += len(collected.checkpoints)
-        self.done.freed += cleared.free
-        return not cleared.waiting
+            self._earliest, self._latest = time.monotonic(), time.monotonic() + TICK
+            return
+        for one in tidied.removed:
+            _log.info("removed %s %r, by policy", one.id, one.name)
+        self.done.removed += len(tidied.removed)
+        self.done.collected += len(tidied.collected)
+        self.done.freed += tidied.cleared.free
+        now = time.monotonic()
+        self._earliest = now if tidied.cleared.free else now + PACE
+        self._latest = now + (PACE if tidied.kept or tidied.cleared.waiting else HOUR)
 
     def _free(self) -> int:
         disk = os.statvfs(self._store.layout.root)

@@ -22,5 +22,5 @@ def recover(area: Area, store: Store, job: str, pending: Path) -> None:
         digests = {found.path[prefix:]: blobs.get(found.key) for found in scan.files}
         if not scan.files or is_committed(store, job, unit, digests):
             continue
-        if not store.was_collected(job, unit.name, [(f.path[prefix:], f.size, f.mtime_ns) for f in scan.files]):
+        if not store.was_collected(job, unit.name, [(f.path, f.size, f.mtime_ns) for f in scan.files]):
             area.found(unit, scan.files)

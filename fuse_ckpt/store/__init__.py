@@ -1,6 +1,9 @@
 """The store: blobs, manifests, and the index that says what of them counts."""
 
+from .accounts import Plan, Space, Tally
 from .blobs import Adopted
+from .collection import Tidied
+from .ending import WorkFile
 from .layout import Layout
 from .locks import Lease, Lock
 from .retention import NO_POLICY, Decision, Policy, parse_duration, parse_policy
@@ -14,9 +17,14 @@ __all__ = [
     "Layout",
     "Lease",
     "Lock",
+    "Plan",
     "Policy",
+    "Space",
     "Store",
+    "Tally",
+    "Tidied",
     "Uses",
+    "WorkFile",
     "parse_duration",
     "parse_policy",
 ]

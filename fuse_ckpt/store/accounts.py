@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fuse_ckpt.model import Checkpoint, Job, Manifest, State
 
 from .blobs import stat_or_none
 from .lifecycle import Lifecycle
 from .records import Records, blob_sizes
-from .retention import Candidate, Decision, Policy, choose, decide
+from .retention import Candidate, Decision, Policy, choose, decide, parse_policy
 from .tables import Totals
 
 TRASH_TTL_NS = 7 * 86_400 * 10**9
@@ -36,6 +38,20 @@ class Tally(Struct):
     deleted: int = 0
     bytes: int = 0  # of all but the deleted ones
     trash_bytes: int = 0
+
+
+class Plan(Struct, frozen=True):
+    """What is to be removed, and why. Nothing in it has happened yet."""
+
+    decisions: tuple[Decision, ...] = ()  # of policies, on every checkpoint that they concern
+    trash: tuple[tuple[Checkpoint, int], ...] = ()  # what is deleted already, and when its time has passed
+    expired: tuple[Checkpoint, ...] = ()  # in the trash, and their time has passed
+    pressed: tuple[Checkpoint, ...] = ()  # go before their time, for the disk is nearly full
+
+    @property
+    def removed(self) -> list[Checkpoint]:
+        """What goes to the trash by a policy."""
+        return [one.checkpoint for one in self.decisions if not one.keep]
 
 
 class Accounts(Lifecycle):
@@ -96,14 +112,49 @@ class Accounts(Lifecycle):
                 free += size
         return Space(free, held, shared)
 
-    def decisions(
-        self, policy: Policy, now_ns: int, job: str | None = None, but: Collection[str] = ()
-    ) -> list[Decision]:
-        """What a policy says of the checkpoints of one job, or of all jobs `but` these."""
+    def decisions(self, policy: Policy, now_ns: int, job: str | None = None) -> list[Decision]:
+        """What a policy says of the checkpoints of one job, or of all."""
         in_use = self.leased()
         states = frozenset(State) - {State.DELETED}
         found = self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in states])
-        return decide((one for one in found if one.job not in but), policy, in_use, now_ns)
+        return decide(found, policy, in_use, now_ns)
+
+    def plan(
+        self, now_ns: int, job: str | None = None, policy: Policy | None = None, ttl_ns: int | None = None,
+        min_free: int = 0,
+    ) -> Plan:  # fmt: skip
+        """What is to be removed of one job, or of all: by `policy`, else by those that the jobs have of their own.
+
+        `ttl_ns`: how long the trash is kept, in place of what the jobs say. `min_free`: bytes of the disk to be free;
+        for them goes the trash first, then, where no policy says what to keep, the oldest checkpoints.
+        Errors: UnknownJob.
+        """
+        jobs = self.jobs() if job is None else [self.job(job)]
+        decisions: list[Decision] = []
+        if policy is not None:
+            decisions += self.decisions(policy, now_ns, job)
+        for one in jobs if policy is None else ():
+            if one.retain is not None:
+                decisions += self.decisions(parse_policy(one.retain), now_ns, one.name)
+        trash = self.trash(job)
+        removed = [replace(one.checkpoint, deleted_ns=now_ns) for one in decisions if not one.keep]
+        expiries = self.expiries([*trash, *removed], ttl_ns)
+        expired = [one for one in [*trash, *removed] if expiries[one.id] <= now_ns]
+        plan = Plan(tuple(decisions), tuple((one, expiries[one.id]) for one in trash), tuple(expired))
+        needed = min_free - self._free() if min_free else 0
+        if needed <= 0:
+            return plan
+        going = {one.id for one in expired}
+        old = [one for one in [*trash, *removed] if one.id not in going]
+        ruled = {one.checkpoint.job for one in decisions}
+        for one in jobs:
+            if one.name not in ruled:
+                old += [each.checkpoint for each in self.decisions(Policy(), now_ns, one.name) if not each.keep]
+        return replace(plan, pressed=tuple(self.to_free(needed - self.space(going).free, old)))
+
+    def _free(self) -> int:
+        disk = os.statvfs(self.layout.root)
+        return disk.f_bavail * disk.f_frsize
 
     def to_free(self, needed: int, removable: Sequence[Checkpoint]) -> list[Checkpoint]:
         """Those of `removable` that must be collected to free `needed` bytes: the first of them, but none in vain."""

@@ -20,20 +20,23 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
 
-from fuse_ckpt.errors import Collecting, CorruptRecord
+from fuse_ckpt.errors import Busy, Collecting, CorruptRecord, UnknownCheckpoint
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, Kind, Manifest, State
 
 from . import locks
-from .accounts import BLOCK, Accounts
+from .accounts import BLOCK, Accounts, Plan
 from .blobs import stat_or_none
 from .locks import Lock
 from .records import Records, blob_sizes
 from .tables import Blob, Garbage, Left
 from .uses import in_use
+
+T = TypeVar("T")
 
 FEW = 32  # checkpoints, or blobs, at a time: somebody may be waiting for the lock
 AT_ONCE = 2000  # manifests that are looked through in one transaction: some 10 ms
@@ -49,12 +52,21 @@ class Collected(Struct):
 
 
 class Cleared(Struct):
-    """What `clear_garbage` did. `waiting`: bytes that stay until nobody commits."""
+    """What `clear_garbage` did, in bytes of the disk. `held`: working trees hold them; `waiting`: somebody commits."""
 
     blobs: int = 0
     free: int = 0
     held: int = 0
     waiting: int = 0
+
+
+class Tidied(Struct):
+    """What `tidy` did. `kept`: what it should have removed, and why it is there still, by their ids."""
+
+    removed: list[Checkpoint]
+    collected: list[Checkpoint]
+    kept: dict[str, str]
+    cleared: Cleared
 
 
 class Collection(Accounts):
@@ -103,6 +115,37 @@ class Collection(Accounts):
         self.keep_reserve()
         return cleared
 
+    def tidy(self, plan: Plan, who: str, patience: float = 0.0) -> Tidied:
+        """Carry a plan out: move to the trash, collect, and take away what is garbage; see `clear_garbage`.
+
+        `who`: what another one that wants to collect reads of us. Errors: Collecting (what a policy removes is in the
+        trash then), CorruptRecord.
+        """
+        done = Tidied([], [], {}, Cleared())
+        gone = {one.id for one in self.trash()}
+        for few in _batches([one for one in (*plan.removed, *plan.pressed) if one.id not in gone]):
+            self._delete_each(few, done)
+        going = [one.id for one in (*plan.expired, *plan.pressed) if one.id not in done.kept]
+        if going or self.has_garbage():
+            with self.collecting(who):
+                collected = self.collect(going)
+                done.collected = collected.checkpoints
+                done.kept |= collected.in_use
+                done.cleared = self.clear_garbage(patience)
+        return done
+
+    def _delete_each(self, checkpoints: Sequence[Checkpoint], done: Tidied) -> None:
+        try:
+            self.delete([one.id for one in checkpoints])
+        except (Busy, UnknownCheckpoint) as error:  # leased or pinned this very moment, or somebody else was faster
+            if len(checkpoints) == 1:
+                done.kept[checkpoints[0].id] = str(error)
+                return
+            for one in checkpoints:
+                self._delete_each([one], done)
+        else:
+            done.removed += checkpoints
+
     def has_garbage(self) -> bool:
         """Whether `clear_garbage` would find any."""
         return bool(self._index.read(lambda records: records.garbage(at_most=1)))
@@ -110,7 +153,7 @@ class Collection(Accounts):
     # what the working tree holds still
 
     def was_collected(self, job: str, name: str, files: Iterable[tuple[str, int, int]]) -> bool:
-        """Whether files (path below the unit, size, mtime in ns) are those of a collected checkpoint, unchanged."""
+        """Whether files (path below the root, size, mtime in ns) are those of a collected checkpoint, unchanged."""
         left = self._index.read(lambda records: records.left(job, name))
         return left is not None and set(files) <= set(left.files)
 
@@ -217,7 +260,7 @@ class Collection(Accounts):
             ) from error
 
 
-def _batches(items: Sequence[str]) -> Iterator[list[str]]:
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(items)
     while few := list(islice(rest, FEW)):
         yield few
@@ -228,8 +271,12 @@ def _left(jobs: Path, manifest: Manifest) -> Left | None:
     head = manifest.checkpoint
     if not head.job:
         return None
-    root = jobs / head.job / "work" / head.unit.prefix
-    files = tuple((one.path, one.size, one.mtime_ns) for one in manifest.entries if one.kind is Kind.FILE)
+    root, prefix = jobs / head.job / "work", head.unit.prefix
+    files = tuple(
+        (f"{prefix}/{one.path}" if prefix else one.path, one.size, one.mtime_ns)
+        for one in manifest.entries
+        if one.kind is Kind.FILE
+    )
     return Left(files) if any(_is_there(root / path, size, mtime_ns) for path, size, mtime_ns in files) else None
 
 

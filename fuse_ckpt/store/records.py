@@ -185,6 +185,10 @@ class Records(BlobRecords):
     def left(self, job: str, name: str) -> Left | None:
         return self._get(Table.LEFT, job_prefix(job) + name_key(job, name), Left)
 
+    def all_left(self, job: str) -> set[tuple[str, int, int]]:
+        """The files that a job's collected checkpoints may have left in the working tree."""
+        return {file for left in self._scan(Table.LEFT, job_prefix(job), Left) for file in left.files}
+
     def left_but(self, job: str, names: Collection[str]) -> list[bytes]:
         """The keys of what collected checkpoints of other names than `names` left."""
         kept = {name_key(job, name) for name in names}

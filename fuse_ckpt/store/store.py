@@ -21,7 +21,7 @@ from fuse_ckpt.model import Checkpoint, InodeKey, Kind, Manifest, NewCheckpoint,
 
 from . import ids, locks, references, upkeep
 from .blobs import Adopted, Blobs
-from .collection import Collection
+from .ending import Ending
 from .format import prepare
 from .index import MAP_SIZE, Index
 from .layout import Layout
@@ -33,7 +33,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Collection):
+class Store(Ending):
     """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
