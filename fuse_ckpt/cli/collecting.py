@@ -26,7 +26,7 @@ _COLUMNS = {
     "JOB": "job",
     "NAME": "name",
     "STEP": "step",
-    "KEEP": "keep",
+    "ACTION": "action",
     "REASON": "reason",
     "FREES": "freesBytes",
 }
@@ -110,9 +110,9 @@ def _parsed(policy: str | None) -> Policy | None:
 
 def _foretold(store: Store, plan: Plan, now_ns: int) -> Document:
     rows = [_row(each, keep, reason) for each, keep, reason in _fates(plan, now_ns)]
-    going = [str(row["id"]) for row in rows if not row["keep"]]
+    going = [row["id"] for row in rows if row["action"] == "remove"]
     for row in rows:
-        row["freesBytes"] = None if row["keep"] else store.space([str(row["id"])]).free
+        row["freesBytes"] = store.space([row["id"]]).free if row["action"] == "remove" else None
     space = store.space(going)
     return {"dryRun": True, "checkpoints": rows, "freedBytes": space.free, "heldBytes": space.held}
 
@@ -138,8 +138,8 @@ def _fates(plan: Plan, now_ns: int) -> Iterator[tuple[Checkpoint, bool, str]]:
 
 
 def _row(each: Checkpoint, keep: bool, reason: str) -> Document:
-    step = each.metadata.step
-    return {"id": each.id, "job": each.job, "name": each.name, "step": step, "keep": keep, "reason": reason}
+    place = {"id": each.id, "job": each.job, "name": each.name, "step": each.metadata.step}
+    return place | {"action": "keep" if keep else "remove", "reason": reason}
 
 
 def _done(store: Store, plan: Plan) -> Document:

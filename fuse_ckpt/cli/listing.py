@@ -35,6 +35,7 @@ _WRITTEN: Mapping[str, Callable[..., str]] = {
     "trainLoss": formats.loss,
     "evalLoss": formats.loss,
     "sizeBytes": formats.size,
+    "freesBytes": formats.size,
 }
 
 
