@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 TICK = 1.0  # seconds
 PACE = 10.0  # seconds; others' commits, and a disk that stays full, are no reason to look through the job each second
+REMINDER = 5.0  # seconds between two words to the kernel that a checkpoint which is in use is deleted
 HOUR = 3600.0  # seconds between two looks at a policy that nothing but the time has changed for
 
 
@@ -33,6 +34,7 @@ class Kept(Struct):
     removed: int = 0  # moved to the trash
     collected: int = 0
     freed: int = 0  # bytes of the disk
+    unsealed: int = 0  # working files whose blobs were collected, by whomever
     last_error: str = ""
 
 
@@ -63,6 +65,7 @@ class Keeper:
         self._collections = store.totals().collections
         self._min_free = 0
         self._earliest = self._latest = -math.inf  # when to tidy again; seconds of the monotonic clock
+        self._remind = math.inf  # when to tell the kernel again what was deleted
 
     async def run(self) -> None:
         """Look and tidy until cancelled."""
@@ -75,7 +78,7 @@ class Keeper:
         generation = self._store.generation()
         changed, self._generation = generation != self._generation, generation
         try:
-            if changed:
+            if changed or time.monotonic() >= self._remind:
                 await self._let_go()
             if self._job is not None and self._is_due(changed):
                 await trio.to_thread.run_sync(self._tidy, self._job)
@@ -103,6 +106,7 @@ class Keeper:
         deleted, collections = await trio.to_thread.run_sync(self._news, list(self._uses.held))
         for checkpoint in deleted:
             self._filesystem.forget_checkpoint(checkpoint)
+        self._remind = time.monotonic() + REMINDER if deleted else math.inf
         if self._area is not None and collections != self._collections:
             self._collections = collections
             blobs = self._area.sealed.blobs
@@ -118,6 +122,7 @@ class Keeper:
         for key in keys:
             if self._store.known_digest(key) is None:
                 self._area.sealed.collected(key)
+                self.done.unsealed += 1
 
     # -- the policy, in a worker thread -------------------------------------------------------------------------------
 

@@ -79,8 +79,11 @@ class Filesystem:
         self._table.forget(nid, count)
 
     def forget_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint was deleted: have the kernel let go of all of it that nobody uses."""
-        for directory, name in self._views.doors(checkpoint):
+        """A checkpoint was deleted: have the kernel let go of all of it that nobody uses.
+
+        To be said again as long as somebody does: what was in use stays in the kernel's memory when it is no more.
+        """
+        for directory, name in self._views.entries(checkpoint):
             self._forget_name(directory, name)
 
     def create(self, parent_nid: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attributes]:

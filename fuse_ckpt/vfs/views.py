@@ -51,6 +51,7 @@ class Views:
         self._uid, self._gid = uid, gid
         self._also = also
         self._snapshots: dict[str, Snapshots] = {}
+        self._known: dict[str, set[ViewInode]] = {}  # of each checkpoint of which the kernel knows anything
 
     def root(self, job: str | None) -> ViewInode:
         """The top of one job's view, or of the list of jobs."""
@@ -118,8 +119,14 @@ class Views:
             inode.handles -= 1
             raise
 
-    def doors(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
-        """(directory's node id, name) of each place by which the kernel knows a checkpoint's root."""
+    def entries(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
+        """(directory's node id, name) of every name by which the kernel may know something of a checkpoint."""
+        directories = [one for one in self._known.get(checkpoint.id, ()) if one.node.tree is not None]
+        inside = [(one.nid, name) for one in directories for name in self.names(one)]
+        return inside + self._doors(checkpoint)
+
+    def _doors(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
+        """The names of its root, which lie in the view's own directories."""
         inside = f"by-name/{checkpoint.name}@{checkpoint.ordinal}", f"by-id/{checkpoint.id}", f"layout/{checkpoint.id}"
         found = []
         for job in self._snapshots:
@@ -145,11 +152,19 @@ class Views:
             made = self._table.add(key, lambda nid: ViewInode(nid, key, view, path, node))
             assert isinstance(made, ViewInode)
             if node.checkpoint:
-                made.dropped = partial(self._uses.release, node.checkpoint)
+                self._known.setdefault(node.checkpoint, set()).add(made)
+                made.dropped = partial(self._forgotten, node.checkpoint, made)
             inode = made
         assert isinstance(inode, ViewInode)
         inode.node = node
         return inode
+
+    def _forgotten(self, checkpoint: str, inode: ViewInode) -> None:
+        known = self._known[checkpoint]
+        known.remove(inode)
+        if not known:
+            del self._known[checkpoint]
+        self._uses.release(checkpoint)
 
 
 def _missing() -> OSError:
