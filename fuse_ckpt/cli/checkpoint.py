@@ -6,7 +6,7 @@ import copy
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -62,15 +62,11 @@ def list_checkpoints(
     if tag is not None and status is not None:
         raise click.UsageError("--tag names one checkpoint: --status cannot choose among it.")
     by_time = sort is None or sort == "time"
-    newest = limit if by_time and name is None and tag is None else None
+    wanted = _Wanted(job, name, tag, status, None if by_time else sort, limit)
     with access.existing_store(settings) if job is None else access.store_with_job(settings, job) as store:
-        records = [] if store is None else _records(store, job, status, newest, tag)
-    if name is not None:
-        records = [item for item in records if fnmatchcase(str(item["name"]), name)]
+        records = [] if store is None else _records(store, wanted)
     if not by_time:
         records = listing.sorted_by(records, _SORTABLE[sort or ""])[:limit]
-    elif limit is not None:
-        records = records[-limit:]
     if as_json:
         click.echo(render.to_json(records))
     else:
@@ -78,22 +74,51 @@ def list_checkpoints(
         listing.show("List of Checkpoints", columns, records, colour=settings.colour)
 
 
-def _records(
-    store: Store, job: str | None, status: str | None, newest: int | None, tag: str | None
-) -> list[listing.Record]:
+class _Wanted(NamedTuple):
+    """Which checkpoints a person wants to see. `sort` None: by time."""
+
+    job: str | None
+    name: str | None
+    tag: str | None
+    status: str | None
+    sort: str | None
+    limit: int | None
+
+
+def _records(store: Store, wanted: _Wanted) -> list[listing.Record]:
     from fuse_ckpt.model import State
 
-    if tag is not None:
-        tagged = store.tagged(tag)
-        return [] if tagged is None or job not in (None, tagged.job) else [listing.record(tagged)]
-    if status == State.PENDING:
-        jobs = [job] if job is not None else [each.name for each in store.jobs()]
-        return [listing.pending_record(unit, each) for each in jobs for unit in access.pending(store, each)]
-    states = [State.AVAILABLE, State.FAILED] if status is None else [State(status)]
-    found = store.checkpoints(job, states=states, limit=newest)
-    if status == State.DELETED:
-        return listing.deleted_records(found, store.expiries(found), time.time_ns())
-    return [listing.record(each) for each in found]
+    if wanted.status == State.PENDING:
+        found = _pending(store, wanted)
+        return found if wanted.sort or wanted.limit is None else found[-wanted.limit :]
+    checkpoints = _found(store, wanted)
+    if wanted.status == State.DELETED:
+        return listing.deleted_records(checkpoints, store.expiries(checkpoints), time.time_ns())
+    return [listing.record(each) for each in checkpoints]
+
+
+def _found(store: Store, wanted: _Wanted) -> list[Checkpoint]:
+    from fuse_ckpt.model import State
+    from fuse_ckpt.store import SORTABLE
+
+    if wanted.tag is not None:
+        tagged = [each for each in (store.tagged(wanted.tag),) if each is not None]
+        return [each for each in tagged if wanted.job in (None, each.job) and _fits(each.name, wanted)]
+    states = [State.AVAILABLE, State.FAILED] if wanted.status is None else [State(wanted.status)]
+    by = (wanted.sort or "").replace("-", "_")
+    if by in SORTABLE and wanted.limit is not None and wanted.name is None:
+        return store.smallest(wanted.job, states, by, wanted.limit)
+    return store.checkpoints(wanted.job, states, None if wanted.sort else wanted.limit, wanted.name)
+
+
+def _pending(store: Store, wanted: _Wanted) -> list[listing.Record]:
+    jobs = [wanted.job] if wanted.job is not None else [each.name for each in store.jobs()]
+    units = ((each, unit) for each in jobs for unit in access.pending(store, each))
+    return [listing.pending_record(unit, each) for each, unit in units if _fits(unit.name, wanted)]
+
+
+def _fits(name: str, wanted: _Wanted) -> bool:
+    return wanted.name is None or fnmatchcase(name, wanted.name)
 
 
 @checkpoint.command("inspect", short_help="Tell everything about one.")

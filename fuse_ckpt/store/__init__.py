@@ -1,10 +1,11 @@
 """The store: blobs, manifests, and the index that says what of them counts."""
 
-from .accounts import Plan, Space, Tally
+from .accounts import Plan, Space
 from .blobs import Adopted
 from .collection import Tidied
 from .ending import WorkFile
 from .layout import Layout
+from .listings import SORTABLE, Tally
 from .locks import Lease, Lock
 from .retention import NO_POLICY, Decision, Policy, parse_duration, parse_policy
 from .store import Store
@@ -12,6 +13,7 @@ from .uses import Uses
 
 __all__ = [
     "NO_POLICY",
+    "SORTABLE",
     "Adopted",
     "Decision",
     "Layout",

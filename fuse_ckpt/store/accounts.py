@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
@@ -13,6 +13,7 @@ from fuse_ckpt.model import Checkpoint, Job, Manifest, State
 
 from .blobs import stat_or_none
 from .lifecycle import Lifecycle
+from .listings import Tally
 from .records import Records, blob_sizes
 from .retention import Candidate, Decision, Policy, choose, decide, parse_policy
 from .tables import Totals
@@ -28,16 +29,6 @@ class Space(Struct, frozen=True):
     free: int = 0  # come free
     held: int = 0  # stay, for a working tree holds the files
     shared: int = 0  # stay, for other checkpoints hold them
-
-
-class Tally(Struct):
-    """The checkpoints of one job in numbers; sizes count a file's bytes for every checkpoint that holds it."""
-
-    available: int = 0
-    failed: int = 0
-    deleted: int = 0
-    bytes: int = 0  # of all but the deleted ones
-    trash_bytes: int = 0
 
 
 class Plan(Struct, frozen=True):
@@ -59,14 +50,7 @@ class Accounts(Lifecycle):
 
     def tallies(self) -> dict[str, Tally]:
         """The checkpoints of every job that has some in numbers; those of job "" were pushed."""
-
-        def work(records: Records) -> dict[str, Tally]:
-            found: dict[str, Tally] = defaultdict(Tally)
-            for job, _, brief in records.all_briefs():
-                _count(found[job], brief.state, brief.size)
-            return dict(found)
-
-        return self._index.read(work)
+        return self._index.read(Records.tallies)
 
     def totals(self) -> Totals:
         """How many blobs there are, and their bytes; and how often some were taken away so far."""
@@ -200,16 +184,6 @@ def _names_and_references(wanted: set[str], records: Records) -> tuple[Counter[s
 
 def _counted(manifests: Iterable[Manifest | None]) -> Counter[str]:
     return Counter(digest for one in manifests if one is not None for digest in blob_sizes(one))
-
-
-def _count(tally: Tally, state: State, size: int) -> None:
-    tally.available += state is State.AVAILABLE
-    tally.failed += state is State.FAILED
-    if state is State.DELETED:
-        tally.deleted += 1
-        tally.trash_bytes += size
-    else:
-        tally.bytes += size
 
 
 def _ttl(job: Job | None) -> int:

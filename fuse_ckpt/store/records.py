@@ -27,25 +27,18 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, State
+from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run
 
 from . import briefs
-from .blob_records import BlobRecords
-from .briefs import Brief
 from .codec import is_sealed
-from .tables import NAME_HASH, ORDINAL, Left, Table, id_key, id_of, job_prefix, name_key
+from .listings import Listings
+from .tables import NAME_HASH, ORDINAL, Left, Table, id_of, job_prefix, name_key
 
 
-class Records(BlobRecords):
+class Records(Listings):
     """Valid inside the transaction alone."""
 
     # checkpoints
-
-    def by_id(self, checkpoint: str, *, deleted: bool = False) -> Checkpoint | None:
-        """The checkpoint of a full id, unless it is deleted; with `deleted` that one too."""
-        key = id_key(checkpoint)
-        found = None if key is None else self._get(Table.CHECKPOINTS, key, Checkpoint)
-        return None if found is None or (found.state is State.DELETED and not deleted) else found
 
     def manifest(self, checkpoint: str, *, deleted: bool = False) -> Manifest | None:
         head = self.by_id(checkpoint, deleted=deleted)
@@ -61,57 +54,6 @@ class Records(BlobRecords):
         first = UUID(after).bytes + b"\0" if after else b""
         rows = islice(self._from(Table.MANIFESTS, first), at_most)
         return [(id_of(key), bytes(row) if is_sealed(key, row) else None) for key, row in rows]
-
-    def checkpoints(self, job: str | None = None) -> Iterator[Checkpoint]:
-        """All checkpoints, deleted ones too, of one job or of all, in the order of their ids."""
-        if job is None:
-            yield from self._scan(Table.CHECKPOINTS, b"", Checkpoint)
-            return
-        prefix = job_prefix(job)
-        yield from self._readable(id_of(key[len(prefix) :]) for key in self._keys(Table.BY_JOB, prefix))
-
-    def newest_first(self, job: str | None, states: Collection[State]) -> Iterator[Checkpoint]:
-        """Those in one of `states`, the last one first; what is not asked for is not read."""
-        if job is not None:
-            found = (id for id, brief in self.briefs(job, newest_first=True) if brief.state in states)
-            yield from self._readable(found)
-        elif State.AVAILABLE in states:  # most are, so the first that is looked at will do
-            backwards = self._pairs(Table.CHECKPOINTS, self._backwards(Table.CHECKPOINTS, b""), Checkpoint)
-            yield from (one for _, one in backwards if one.state in states)
-        else:
-            wanted = [id for _, id, brief in self.all_briefs() if brief.state in states]
-            yield from self._readable(sorted(wanted, reverse=True))
-
-    def briefs(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]:
-        """The checkpoints of a job in brief, deleted ones too, by their ids."""
-        prefix = job_prefix(job)
-        items = (self._backwards if newest_first else self._items)(Table.BY_JOB, prefix)
-        for key, row in items:
-            brief = briefs.unpack(key, row) or self._brief(key[len(prefix) :])
-            if brief is not None:
-                yield id_of(key[len(prefix) :]), brief
-
-    def all_briefs(self) -> Iterator[tuple[str, str, Brief]]:
-        """(job, id, brief) of every checkpoint, by jobs."""
-        for key, row in self._items(Table.BY_JOB, b""):
-            brief = briefs.unpack(key, row) or self._brief(key[-16:])
-            if brief is not None:
-                yield key[:-17].decode(errors="surrogateescape"), id_of(key[-16:]), brief
-
-    def ids(self) -> Iterator[str]:
-        """All ids in order, also of deleted checkpoints; without reading a record."""
-        return map(id_of, self._keys(Table.CHECKPOINTS, b""))
-
-    def ids_like(self, fragment: str) -> list[str]:
-        """The ids that begin or end with `fragment` (lower case), also of deleted checkpoints."""
-        if "-" in fragment:
-            return [one for one in self.ids() if one.startswith(fragment) or one.endswith(fragment)]
-        begin, end = len(fragment) <= 8, len(fragment) <= 12  # the digits before the first dash, and after the last
-        return [
-            id_of(key)
-            for key in self._keys(Table.CHECKPOINTS, b"")
-            if (end and key.hex().endswith(fragment)) or (begin and key.hex().startswith(fragment))
-        ]
 
     def newest_id(self) -> str | None:
         cursor = self._transaction.cursor(db=self._tables[Table.CHECKPOINTS])
@@ -226,21 +168,6 @@ class Records(BlobRecords):
         self._delete(Table.RUNS, job_prefix(run.job) + UUID(run.id).bytes)
 
     # reading
-
-    def _readable(self, ids: Iterable[str]) -> Iterator[Checkpoint]:
-        """The records of these ids; a damaged one is noted and left out."""
-        for one in ids:
-            try:
-                found = self.by_id(one, deleted=True)
-            except CorruptRecord as error:
-                self._problems[str(error)] = None
-                continue
-            if found is not None:
-                yield found
-
-    def _brief(self, key: bytes) -> Brief | None:
-        found = next(self._readable([id_of(key)]), None)
-        return None if found is None else briefs.of(found)
 
     def _drop_remnant(self, key: bytes) -> None:
         """Drop the by_name row of a number whose checkpoint was collected, now that a higher one tells the number."""

@@ -72,20 +72,26 @@ class Store(Ending):
     # checkpoints
 
     def checkpoints(
-        self, job: str | None = None, states: Bag[State] | None = None, limit: int | None = None
+        self,
+        job: str | None = None,
+        states: Bag[State] | None = None,
+        limit: int | None = None,
+        name: str | None = None,
     ) -> list[Checkpoint]:
         """The checkpoints of one job, or of all, in id order; all but the deleted ones unless `states` says which.
 
-        `limit`: the newest so many alone.
+        `limit`: the newest so many alone; `name`: those alone whose NAME fits the glob.
         """
         wanted = NOT_DELETED if states is None else states
 
         def work(records: Records) -> list[Checkpoint]:
-            if limit is None:
-                return [one for one in records.checkpoints(job) if one.state in wanted]
-            return [*islice(records.newest_first(job, wanted), limit)][::-1]
+            return [*islice(records.newest_first(job, wanted, name), limit)][::-1]
 
         return self._index.read(work)
+
+    def smallest(self, job: str | None, states: Bag[State], by: str, limit: int) -> list[Checkpoint]:
+        """The first `limit` checkpoints in the order of one of SORTABLE; those that do not say come last."""
+        return self._index.read(lambda records: records.smallest(job, states, by, limit))
 
     def checkpoint(self, checkpoint: str) -> Checkpoint:
         """Errors: UnknownCheckpoint, also for a deleted one."""
