@@ -9,6 +9,7 @@ from fuse_ckpt.cli import formats
 
 if TYPE_CHECKING:
     from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Run
+    from fuse_ckpt.store import Tally
 
 Document = dict[str, object]
 
@@ -69,21 +70,20 @@ def _said(checkpoint: Checkpoint) -> Document:
     }
 
 
-def of_job(job: Job, runs: Sequence[Run], checkpoints: Sequence[Checkpoint], pending: int, locked: bool) -> Document:
+def of_job(job: Job, runs: Sequence[Run], tally: Tally, pending: int, locked: bool) -> Document:
     """A job: its newest run, its checkpoints in numbers, and all its runs, oldest first. Sizes count a file's bytes
     for every checkpoint that holds it."""
     latest = runs[-1] if runs else None
-    held = sum(checkpoint.size for checkpoint in checkpoints)
     return {
         "kind": "training",
         "metadata": {"name": job.name, "createdAt": formats.timestamp(job.created_ns)},
         "runtime": _run(latest, locked) if latest else {"status": None},
         "checkpoints": {
-            "available": sum(checkpoint.state == "available" for checkpoint in checkpoints),
-            "failed": sum(checkpoint.state == "failed" for checkpoint in checkpoints),
+            "available": tally.available,
+            "failed": tally.failed,
             "pending": pending,
-            "size": formats.size(held),
-            "sizeBytes": held,
+            "size": formats.size(tally.bytes),
+            "sizeBytes": tally.bytes,
         },
         "runs": [{"id": run.id, **_run(run, locked and run is latest)} for run in runs],
     }

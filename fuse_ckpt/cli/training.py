@@ -93,7 +93,7 @@ def inspect_job(settings: Settings, job: str, as_json: bool) -> None:
         document = inspection.of_job(
             store.job(job),
             store.runs(job),
-            store.checkpoints(job),
+            store.tally(job),
             pending=len(access.pending(store, job)),
             locked=store.job_locked(job),
         )

@@ -52,6 +52,10 @@ class Accounts(Lifecycle):
         """The checkpoints of every job that has some in numbers; those of job "" were pushed."""
         return self._index.read(Records.tallies)
 
+    def tally(self, job: str) -> Tally:
+        """The checkpoints of one job in numbers."""
+        return self._index.read(lambda records: records.tally(job))
+
     def totals(self) -> Totals:
         """How many blobs there are, and their bytes; and how often some were taken away so far."""
         return self._index.read(Records.totals)

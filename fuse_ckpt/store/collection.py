@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 FEW = 32  # checkpoints, or blobs, at a time: somebody may be waiting for the lock
 AT_ONCE = 2000  # manifests that are looked through in one transaction: some 10 ms
+TURN = 3.0  # seconds; a mount that collects has mostly done it by then, a `gc` of much has not
 POLL = 0.02  # seconds
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
@@ -73,10 +74,10 @@ class Collection(Accounts):
     """Collecting; see `Store` for what all methods have in common."""
 
     @contextmanager
-    def collecting(self, who: str) -> Iterator[Lock]:
-        """Be the only one that collects. Errors: Collecting, naming who does."""
+    def collecting(self, who: str, patience: float = 0.0) -> Iterator[Lock]:
+        """Be the only one that collects, after up to `patience` seconds. Errors: Collecting, naming who does."""
         path = self.layout.lock("collect")
-        lock = locks.try_exclusive(path)
+        lock = _try(path, patience)
         if lock is None:
             raise Collecting(f"{locks.read_note(path) or 'Another process'} is collecting: try again when it is done.")
         with lock:
@@ -106,7 +107,7 @@ class Collection(Accounts):
         garbage = self._index.read(lambda records: records.garbage())
         named = self._count_again(garbage) if garbage else Counter()
         for few in _batches(list(garbage)):
-            gc = self._nobody_commits(patience)
+            gc = _try(self.layout.lock("gc"), patience)
             if gc is None:
                 cleared.waiting = sum(found.size for found in self._index.read(lambda r: r.garbage()).values())
                 break
@@ -118,8 +119,9 @@ class Collection(Accounts):
     def tidy(self, plan: Plan, who: str, patience: float = 0.0) -> Tidied:
         """Carry a plan out: move to the trash, collect, and take away what is garbage; see `clear_garbage`.
 
-        `who`: what another one that wants to collect reads of us. Errors: Collecting (what a policy removes is in the
-        trash then), CorruptRecord.
+        `who`: what another one that wants to collect reads of us. `patience`: seconds to wait, each time, for commits
+        to end, and for a mount that collects. Errors: Collecting (what a policy removes is in the trash then),
+        CorruptRecord.
         """
         done = Tidied([], [], {}, Cleared())
         gone = {one.id for one in self.trash()}
@@ -127,7 +129,7 @@ class Collection(Accounts):
             self._delete_each(few, done)
         going = [one.id for one in (*plan.expired, *plan.pressed) if one.id not in done.kept]
         if going or self.has_garbage():
-            with self.collecting(who):
+            with self.collecting(who, min(patience, TURN)):
                 collected = self.collect(going)
                 done.collected = collected.checkpoints
                 done.kept |= collected.in_use
@@ -199,14 +201,6 @@ class Collection(Accounts):
 
     # step 3
 
-    def _nobody_commits(self, patience: float) -> Lock | None:
-        deadline = time.monotonic() + patience
-        while True:
-            lock = locks.try_exclusive(self.layout.lock("gc"))
-            if lock is not None or time.monotonic() >= deadline:
-                return lock
-            time.sleep(POLL)
-
     def _clear(self, garbage: Mapping[str, Garbage], named: Counter[str], cleared: Cleared) -> None:
         """While nobody commits: take the files of these digests away, but for those that are named after all."""
         kept = self._index.read(lambda records: {digest for digest in garbage if records.has_blob(digest)})
@@ -258,6 +252,16 @@ class Collection(Accounts):
             raise CorruptRecord(
                 f"Nothing is collected: which blobs checkpoint {checkpoint} needs cannot be read from the index."
             ) from error
+
+
+def _try(path: Path, patience: float) -> Lock | None:
+    """An exclusive lock on `path`, or None where somebody holds it for longer than `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        lock = locks.try_exclusive(path)
+        if lock is not None or time.monotonic() >= deadline:
+            return lock
+        time.sleep(POLL)
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

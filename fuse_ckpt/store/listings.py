@@ -89,9 +89,16 @@ class Listings(BlobRecords):
     def tallies(self) -> dict[str, Tally]:
         """The checkpoints of every job that has some, in numbers."""
         found: dict[bytes, Tally] = defaultdict(Tally)
-        for key, state, size in self._counted():
+        for key, state, size in self._counted(b""):
             _count(found[key[:-17]], state, size)
         return {job.decode(errors="surrogateescape"): tally for job, tally in found.items()}
+
+    def tally(self, job: str) -> Tally:
+        """The checkpoints of one job in numbers."""
+        tally = Tally()
+        for _, state, size in self._counted(job_prefix(job)):
+            _count(tally, state, size)
+        return tally
 
     def ids(self) -> Iterator[str]:
         """All ids in order, also of deleted checkpoints; without reading a record."""
@@ -109,11 +116,12 @@ class Listings(BlobRecords):
         ]
 
     def _ids_in(self, states: Collection[State]) -> list[str]:
-        return [id_of(key[-16:]) for key, state, _ in self._counted() if state in states]
+        return [id_of(key[-16:]) for key, state, _ in self._counted(b"") if state in states]
 
-    def _counted(self) -> Iterator[tuple[bytes, State, int]]:
-        """(key of by_job, state, size) of every checkpoint."""
-        for key, row in self._from(Table.BY_JOB, b""):
+    def _counted(self, prefix: bytes) -> Iterator[tuple[bytes, State, int]]:
+        """(key of by_job, state, size) of every checkpoint whose key begins so."""
+        items = self._items(Table.BY_JOB, prefix) if prefix else self._from(Table.BY_JOB, b"")
+        for key, row in items:
             counted = briefs.count(key, row)
             if counted is None:
                 brief = self._brief(key[-16:])

@@ -202,6 +202,7 @@ class Store(Ending):
         and `problems` says so.
         """
         upkeep.recover(self.layout, self._index)
+        self.keep_reserve()
 
     def verify(self, checkpoints: Iterable[str] | None = None) -> list[str]:
         """Read the blobs of `checkpoints` (ids; default: all available ones, and every record) again.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
+from fuse_ckpt import faults
 from fuse_ckpt.cli import access
+from fuse_ckpt.cli.rules import Bytes
 from fuse_ckpt.model import Metadata
 
 DONE = "0 bytes freed.\n"
@@ -27,6 +32,14 @@ def numbered(shelf: Any, count: int, job: str = "digits") -> list[Any]:
         file.unlink()
         file.with_suffix("").touch()
     return saved
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[TextIO]:
+    """Hold the lock file as another process would."""
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
 
 # gc
@@ -139,15 +152,13 @@ def test_gc_of_an_unknown_job_says_so(program: Any, shelf: Any) -> None:
     assert "ET0002" in result.err
 
 
-def test_a_second_gc_is_told_so(program: Any, shelf: Any) -> None:
+def test_a_second_gc_is_told_so(program: Any, shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_ckpt.store.collection.TURN", 0.1)
     [one, _] = numbered(shelf, 2)
     shelf.store.delete([one.id])
     root = shelf.root
     shelf.close()
-    import fcntl
-
-    with open(root / "locks" / "collect", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / "locks" / "collect") as lock:
         lock.write("Process 7 (checkpoint gc)")
         lock.flush()
         result = program("checkpoint", "gc", "--trash-ttl", "0")
@@ -158,10 +169,7 @@ def test_a_second_gc_is_told_so(program: Any, shelf: Any) -> None:
 def test_what_a_mount_shows_is_left_alone_and_told(program: Any, shelf: Any) -> None:
     [one, _] = numbered(shelf, 2)
     shelf.store.delete([one.id])
-    import fcntl
-
-    with open(shelf.root / "locks" / "use-1", "w") as use:
-        fcntl.flock(use, fcntl.LOCK_EX)
+    with locked(shelf.root / "locks" / "use-1") as use:
         use.write(f"a mount of job digits\n{one.id}\n")
         use.flush()
         result = program("checkpoint", "gc", "--trash-ttl", "0")
@@ -169,13 +177,28 @@ def test_what_a_mount_shows_is_left_alone_and_told(program: Any, shelf: Any) -> 
     assert result.err == f"Left alone {one.id}: in use by a mount of job digits\n"
 
 
+@pytest.mark.parametrize("point", ["delete:manifest", "collect:record", "collect:manifest", "collect:blob"])
+def test_control_c_leaves_nothing_half_removed(program: Any, shelf: Any, point: str) -> None:
+    saved = numbered(shelf, 3)
+
+    def interrupt(reached: str) -> None:
+        if reached == point:
+            raise KeyboardInterrupt
+
+    with faults.install(interrupt):
+        result = program("checkpoint", "gc", "--policy", "keep-last=1", "--trash-ttl", "0")
+    assert (result.code, result.out) == (130, "")
+    assert shelf.store.verify() == []
+    assert saved[-1].id in {left.id for left in shelf.store.checkpoints()}
+    assert program("checkpoint", "gc", "--policy", "keep-last=1", "--trash-ttl", "0").code == 0
+    assert len(shelf.store.checkpoints()) == len(list((shelf.root / "blobs").glob("*/*"))) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "bytes"),
     [("1", 1), ("1K", 1024), ("20GB", 20 << 30), ("1.5 MiB", 1536 << 10), ("2tb", 2 << 40), ("0", 0), ("7b", 7)],
 )
 def test_a_size_is_read_as_people_write_it(text: str, bytes: int) -> None:
-    from fuse_ckpt.cli.rules import Bytes
-
     assert Bytes().convert(text, None, None) == bytes
 
 
@@ -211,10 +234,7 @@ def test_gc_work_lists_what_no_checkpoint_holds_and_keeps_it(program: Any, shelf
 def test_gc_work_leaves_a_mounted_job(program: Any, shelf: Any) -> None:
     shelf.put("ckpt.pt", {"ckpt.pt": b"weights"})
     copy = in_work(shelf, "ckpt.pt", b"weights")
-    import fcntl
-
-    with open(shelf.root / "locks" / "job-digits", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(shelf.root / "locks" / "job-digits"):
         result = program("checkpoint", "gc", "--work")
     assert (result.code, result.err) == (0, "Job digits is mounted: its working tree stays as it is.\n")
     assert copy.exists()
