@@ -105,7 +105,7 @@ class Keeper:
     async def _let_go(self) -> None:
         deleted, collections = await trio.to_thread.run_sync(self._news, list(self._uses.held))
         for checkpoint in deleted:
-            self._filesystem.forget_checkpoint(checkpoint)
+            self._filesystem.views.forget(checkpoint)
         self._remind = time.monotonic() + REMINDER if deleted else math.inf
         if self._area is not None and collections != self._collections:
             self._collections = collections

@@ -118,14 +118,9 @@ class Accounts(Lifecycle):
         Errors: UnknownJob.
         """
         jobs = self.jobs() if job is None else [self.job(job)]
-        decisions: list[Decision] = []
-        if policy is not None:
-            decisions += self.decisions(policy, now_ns, job)
-        for one in jobs if policy is None else ():
-            if one.retain is not None:
-                decisions += self.decisions(parse_policy(one.retain), now_ns, one.name)
-        trash = self.trash(job)
+        decisions = self._decided(jobs, now_ns, policy, job)
         removed = [replace(one.checkpoint, deleted_ns=now_ns) for one in decisions if not one.keep]
+        trash = self.trash(job)
         expiries = self.expiries([*trash, *removed], ttl_ns)
         expired = [one for one in [*trash, *removed] if expiries[one.id] <= now_ns]
         plan = Plan(tuple(decisions), tuple((one, expiries[one.id]) for one in trash), tuple(expired))
@@ -133,12 +128,18 @@ class Accounts(Lifecycle):
         if needed <= 0:
             return plan
         going = {one.id for one in expired}
-        old = [one for one in [*trash, *removed] if one.id not in going]
         ruled = {one.checkpoint.job for one in decisions}
-        for one in jobs:
-            if one.name not in ruled:
-                old += [each.checkpoint for each in self.decisions(Policy(), now_ns, one.name) if not each.keep]
+        others = [self.decisions(Policy(), now_ns, one.name) for one in jobs if one.name not in ruled]
+        oldest = sorted((one.checkpoint for each in others for one in each if not one.keep), key=lambda one: one.id)
+        old = [one for one in [*trash, *removed, *oldest] if one.id not in going]
         return replace(plan, pressed=tuple(self.to_free(needed - self.space(going).free, old)))
+
+    def _decided(self, jobs: Iterable[Job], now_ns: int, policy: Policy | None, job: str | None) -> list[Decision]:
+        """By `policy` on the checkpoints of `job` (None: of all), else by those that the jobs have of their own."""
+        if policy is not None:
+            return self.decisions(policy, now_ns, job)
+        ruled = [(one.name, parse_policy(one.retain)) for one in jobs if one.retain is not None]
+        return [decision for name, own in ruled for decision in self.decisions(own, now_ns, name)]
 
     def _free(self) -> int:
         disk = os.statvfs(self.layout.root)

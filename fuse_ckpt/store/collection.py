@@ -124,7 +124,7 @@ class Collection(Accounts):
         CorruptRecord.
         """
         done = Tidied([], [], {}, Cleared())
-        gone = {one.id for one in self.trash()}
+        gone = {one.id for one, _ in plan.trash}
         for few in _batches([one for one in (*plan.removed, *plan.pressed) if one.id not in gone]):
             self._delete_each(few, done)
         going = [one.id for one in (*plan.expired, *plan.pressed) if one.id not in done.kept]

@@ -36,20 +36,25 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def replace_file(path: Path, data: bytes, scratch: Path, mode: int = 0o600) -> None:
-    """Put `data` at `path` durably and in one step, by way of a new file in `scratch` (same filesystem)."""
+def replace_file(path: Path, data: bytes, scratch: Path, mode: int = 0o600, *, sync: bool = True) -> None:
+    """Put `data` at `path` durably and in one step, by way of a new file in `scratch` (same filesystem).
+
+    Without `sync` a power cut may leave what was there before, or an empty file.
+    """
     half_made = scratch / uuid4().hex
     fd = os.open(half_made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_all(fd, data)
-        os.fsync(fd)
+        if sync:
+            os.fsync(fd)
         os.rename(half_made, path)
     except OSError:
         half_made.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
-    fsync_directory(path.parent)
+    if sync:
+        fsync_directory(path.parent)
 
 
 def copy_file(fd: int, path: Path, mode: int = 0o400) -> None:

@@ -126,11 +126,12 @@ class Lifecycle(Jobs):
         """
         unique = list(dict.fromkeys(checkpoints))
         now_ns = time.time_ns()
-        self._with_reserve(
-            lambda: self._mark(
-                lambda records: [self._deleted(one, records, now_ns) for one in unique], "delete:manifest"
-            )
-        )
+
+        def work(records: Records) -> list[Manifest]:
+            return [self._deleted(one, records, now_ns) for one in unique]
+
+        # Without a sync: the files are for when the index is lost, and then these are the lesser loss.
+        self._with_reserve(lambda: self._mark(work, "delete:manifest", sync=False))
 
     def _deleted(self, checkpoint: str, records: Records, now_ns: int) -> Manifest:
         """Mark it deleted, inside a write: who leases it from now on waits for that, and looks at the record again."""
@@ -176,12 +177,14 @@ class Lifecycle(Jobs):
 
     # what they have in common
 
-    def _mark(self, work: Callable[[Records], list[Manifest]], point: str = "mark:manifest") -> None:
+    def _mark(
+        self, work: Callable[[Records], list[Manifest]], point: str = "mark:manifest", *, sync: bool = True
+    ) -> None:
         """Record what `work` returns, in one transaction, and write it into the manifests' files."""
         for manifest in self._index.write(work):
             fault(point)
             with suppress(OSError):  # the index has the say; and on a full disk a delete must not fail
-                self._write_manifest(manifest)
+                self._write_manifest(manifest, sync=sync)
 
     def _with_reserve(self, work: Callable[[], T]) -> T:
         """What `work` returns; on a full disk it is tried again with the reserve given up."""
@@ -208,9 +211,9 @@ class Lifecycle(Jobs):
     def _head(self, checkpoint: str) -> Checkpoint:
         return known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
 
-    def _write_manifest(self, manifest: Manifest) -> None:
+    def _write_manifest(self, manifest: Manifest, *, sync: bool = True) -> None:
         path = self.layout.manifest(manifest.checkpoint.id)
-        replace_file(path, manifest_to_json(manifest), self.layout.tmp)
+        replace_file(path, manifest_to_json(manifest), self.layout.tmp, sync=sync)
 
     def _lease_path(self, checkpoint: str) -> Path:
         return self.layout.lock(f"{LEASE}{checkpoint}")

@@ -143,7 +143,7 @@ def _kept_by_rules(checkpoints: Sequence[Checkpoint], policy: Policy, now_ns: in
         for one in members:
             if policy.within is not None and now_ns - one.created_ns <= policy.within[0]:
                 kept[one.id].append(f"keep-within={policy.within[1]}")
-            if one.state is State.FAILED and not any(other.id > one.id for other in whole):
+            if one.state is State.FAILED and not (whole and whole[-1].id > one.id):
                 kept[one.id].append("failed, and no whole one came after it")
     return {one: ", ".join(rules) for one, rules in kept.items()}
 

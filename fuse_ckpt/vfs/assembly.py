@@ -33,14 +33,12 @@ def job_filesystem(
     table = InodeTable()
     output = OutputTree(table, root_fd, area, forget_name)
     files = WorkFiles(output, str(store.layout.job(job)), forget_name)
-    views = Views(table, store, uses, os.geteuid(), os.getegid(), also)
-    return Filesystem(
-        table, views, output, files, job=job, disk_fd=root_fd, forget_name=forget_name, show_checkpoints=show
-    )
+    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid(), also)
+    return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
 
 
 def browse_filesystem(store: Store, disk_fd: int, uses: Uses, forget_name: Callable[[int, bytes], None]) -> Filesystem:
     """Every job's checkpoints, read-only, by job."""
     table = InodeTable()
-    views = Views(table, store, uses, os.geteuid(), os.getegid())
-    return Filesystem(table, views, None, None, job=None, disk_fd=disk_fd, forget_name=forget_name)
+    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid())
+    return Filesystem(table, views, None, None, job=None, disk_fd=disk_fd)

@@ -10,11 +10,9 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
 
 import trio
 
-from fuse_ckpt.model import Checkpoint
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, Listing
 from fuse_ckpt.vfs.files import WorkFiles
 from fuse_ckpt.vfs.handles import Handle, Handles, ViewFile, read_only
@@ -40,16 +38,14 @@ class Filesystem:
         *,
         job: str | None,
         disk_fd: int,
-        forget_name: Callable[[int, bytes], None] = lambda nid, name: None,
         show_checkpoints: bool = False,
     ) -> None:
         self._table = table
-        self._views = views
+        self.views = views
         self._output_tree = output
         self._work_files = files
         self._job = job
         self._disk_fd = disk_fd
-        self._forget_name = forget_name
         self._show_checkpoints = show_checkpoints
         self.handles = Handles()
         self._listings: dict[int, Listing] = {}
@@ -70,21 +66,13 @@ class Filesystem:
     def lookup(self, parent_nid: int, name: bytes) -> Attributes:
         parent = self._table[parent_nid]
         if isinstance(parent, ViewInode):
-            return self._views.lookup(parent, os.fsdecode(name))
+            return self.views.lookup(parent, os.fsdecode(name))
         if parent.nid == ROOT and name == VIEW_NAME:
-            return self._views.found(self._views.root(self._job))
+            return self.views.found(self.views.root(self._job))
         return self._output.lookup(self._work(parent), name)
 
     def forget(self, nid: int, count: int) -> None:
         self._table.forget(nid, count)
-
-    def forget_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint was deleted: have the kernel let go of all of it that nobody uses.
-
-        To be said again as long as somebody does: what was in use stays in the kernel's memory when it is no more.
-        """
-        for directory, name in self._views.entries(checkpoint):
-            self._forget_name(directory, name)
 
     def create(self, parent_nid: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attributes]:
         parent = self._writable(parent_nid, name)
@@ -120,7 +108,7 @@ class Filesystem:
     def readlink(self, nid: int) -> bytes:
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return os.fsencode(self._views.target(inode))
+            return os.fsencode(self.views.target(inode))
         return self._output.readlink(self._work(inode))
 
     # -- attributes ---------------------------------------------------------------------------------------------------
@@ -128,7 +116,7 @@ class Filesystem:
     def getattr(self, nid: int) -> Attributes:
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return self._views.attributes(inode)
+            return self.views.attributes(inode)
         return self._output.attributes(self._work(inode))
 
     async def setattr(self, nid: int, changes: Changes, fh: int | None, caller: Caller) -> Attributes:
@@ -179,7 +167,7 @@ class Filesystem:
         """Open a file in this step; None where it is sealed and must be copied first."""
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return self.handles.add(self._views.open(inode, flags))
+            return self.handles.add(self.views.open(inode, flags))
         handle = self._files.open_now(self._work(inode), flags, caller)
         return None if handle is None else self.handles.add(handle)
 
@@ -248,7 +236,7 @@ class Filesystem:
         listing = self._listings[fh]
         if rewound or not listing.filled:
             inode = self._table[listing.nid]
-            listing.names = self._views.names(inode) if isinstance(inode, ViewInode) else self._work_names(inode)
+            listing.names = self.views.names(inode) if isinstance(inode, ViewInode) else self._work_names(inode)
             listing.filled = True
         return listing.nid, listing.names
 

@@ -39,15 +39,23 @@ class Views:
     """The read view as inodes: of one job below `.checkpoints`, or of all jobs. `uid`, `gid`: the mount's owner.
 
     `also`: a checkpoint that is shown by id whatever its job, for it is the mount's input. `uses` is told of every
-    checkpoint of which the kernel knows a place.
+    checkpoint of which the kernel knows a place; `forget_name` makes the kernel look a name up again.
     """
 
     def __init__(
-        self, table: InodeTable, store: Store, uses: Uses, uid: int, gid: int, also: str | None = None
+        self,
+        table: InodeTable,
+        store: Store,
+        uses: Uses,
+        forget_name: Callable[[int, bytes], None],
+        uid: int,
+        gid: int,
+        also: str | None = None,
     ) -> None:
         self._table = table
         self._store = store
         self._uses = uses
+        self._forget_name = forget_name
         self._uid, self._gid = uid, gid
         self._also = also
         self._snapshots: dict[str, Snapshots] = {}
@@ -119,11 +127,15 @@ class Views:
             inode.handles -= 1
             raise
 
-    def entries(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
-        """(directory's node id, name) of every name by which the kernel may know something of a checkpoint."""
+    def forget(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint was deleted: have the kernel let go of all of it that nobody uses.
+
+        To be said again as long as somebody does: what was in use stays in the kernel's memory when it is no more.
+        """
         directories = [one for one in self._known.get(checkpoint.id, ()) if one.node.tree is not None]
         inside = [(one.nid, name) for one in directories for name in self.names(one)]
-        return inside + self._doors(checkpoint)
+        for directory, name in inside + self._doors(checkpoint):
+            self._forget_name(directory, name)
 
     def _doors(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
         """The names of its root, which lie in the view's own directories."""

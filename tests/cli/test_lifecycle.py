@@ -233,6 +233,36 @@ def test_a_pinned_one_is_not_deleted(program: Any, shelf: Any) -> None:
     assert program("checkpoint", "delete", "--yes", one.id).code == 0
 
 
+COMMANDS = (["delete", "--yes"], ["pin"], ["unpin"], ["tag"], ["untag"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_wrong_reference_is_one_line_and_changes_nothing(program: Any, shelf: Any, command: list[str]) -> None:
+    kept, deleted = shelf.put(), shelf.put("gone.pt")
+    shelf.store.delete([deleted.id])
+    before = shelf.store.checkpoints()
+    more = ["release-1"] if command[0].endswith("tag") else []
+    codes = {}
+    for reference in (deleted.id, "digits/gone.pt", "digits/x\ny", "none:latest", "", kept.id[:5]):
+        result = program("checkpoint", *command, "--", reference, *more)
+        codes[reference] = result.code
+        assert (result.out, result.err.count("\n")) == ("", 1) or reference == kept.id[:5]
+    assert codes.pop(kept.id[:5]) == 0  # of the two that it fits one is deleted
+    assert codes == {deleted.id: 3, "digits/gone.pt": 3, "digits/x\ny": 3, "none:latest": 3, "": 2}
+    if command[0] in ("unpin", "untag"):
+        assert shelf.store.checkpoints() == before
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_an_ambiguous_reference_lists_the_candidates(program: Any, shelf: Any, command: list[str]) -> None:
+    saved = [shelf.put() for _ in range(3)]
+    more = ["release-1"] if command[0].endswith("tag") else []
+    result = program("checkpoint", *command, saved[0].id[:6], *more)
+    assert (result.code, result.out) == (2, "")
+    assert all(one.id in result.err for one in saved)
+    assert shelf.store.checkpoints() == saved
+
+
 @pytest.mark.parametrize("command", ["pin", "unpin", "restore", "delete"])
 def test_without_a_store_every_reference_is_unknown(program: Any, command: str) -> None:
     more = ["--yes"] if command == "delete" else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,6 +157,23 @@ def test_a_refusal_names_those_who_hold_the_lease_and_not_those_who_did(store: S
     assert store.leased() == {}
     with store.lease(one.id), pytest.raises(CheckpointLeased, match=f"in use by process {os.getpid()}:"):
         store.delete([one.id])
+
+
+def test_a_lease_of_another_process_ends_with_it(root: Path, store: Store, save: Save) -> None:
+    one = save(store, "x", {"a": b"1"})
+    code = (
+        "import sys; from pathlib import Path; from fuse_ckpt.store import Store\n"
+        "lease = Store.open(Path(sys.argv[1])).lease(sys.argv[2], 'a fetch'); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(root), one.id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(CheckpointLeased, match="in use by a fetch: end that"):
+            store.delete([one.id])
+        holder.kill()
+    store.delete([one.id])
+    assert store.checkpoints() == []
 
 
 def test_what_a_killed_holder_wrote_is_gone_with_the_next(store: Store, save: Save) -> None:
