@@ -4,9 +4,11 @@
     ├── UsageError               2  the request cannot be understood or makes no sense
     │   ├── InvalidJobName
     │   ├── InvalidReference
+    │   ├── InvalidName
     │   └── InvalidMountPoint
     ├── NotFound                 3
     │   ├── UnknownCheckpoint
+    │   ├── UnknownConnection
     │   └── UnknownJob
     ├── Corrupt                  4  stored bytes are not what was stored
     │   ├── CorruptRecord
@@ -18,6 +20,11 @@
     │   └── StillBound
     ├── StoreUnusable            1  the store cannot be opened here
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
+    ├── StorageFailed            1  an object store refuses, fails, or does not answer
+    │   ├── CredentialsRefused
+    │   ├── PermissionRefused
+    │   ├── BucketMissing
+    │   └── Unreachable
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
     └── NotStarted             125  `training run` failed before its command began
         ├── NotExecutable      126  the command cannot be executed, as a shell says it
@@ -50,6 +57,10 @@ class InvalidReference(UsageError):
     """A reference to a checkpoint is empty or fits more than one; the message lists the candidates."""
 
 
+class InvalidName(UsageError):
+    """A connection or a pushed checkpoint cannot be called that."""
+
+
 class InvalidMountPoint(UsageError):
     """The mount point is missing, not a directory, not empty, or mounted already."""
 
@@ -66,6 +77,14 @@ class UnknownCheckpoint(NotFound):
     def __init__(self, reference: str) -> None:
         super().__init__(f"Unknown Checkpoint: {reference}")
         self.reference = reference
+
+
+class UnknownConnection(NotFound):
+    """No storage connection of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'Unknown storage connection: {name} (see "fuse-ckpt storage list")')
+        self.name = name
 
 
 class UnknownJob(NotFound):
@@ -125,6 +144,26 @@ class StoreUnusable(FuseCkptError):
 
 class CommitFailed(FuseCkptError):
     """A sealed draft could not be committed; its links and journal stay in pending/ for the next attempt."""
+
+
+class StorageFailed(FuseCkptError):
+    """An object store refuses what was asked of it, fails, or answers what no object store would."""
+
+
+class CredentialsRefused(StorageFailed):
+    """The object store does not know the credentials, or there are none."""
+
+
+class PermissionRefused(StorageFailed):
+    """The object store knows who asks, and does not let them."""
+
+
+class BucketMissing(StorageFailed):
+    """There is no such bucket (container)."""
+
+
+class Unreachable(StorageFailed):
+    """Nobody answers at the endpoint, or no longer."""
 
 
 class MountFailed(FuseCkptError):

@@ -8,6 +8,7 @@
     inodes        inode number                  → digest
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
+    connections   name                          → Connection
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
 only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again.
@@ -29,9 +30,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, State
+from fuse_ckpt.model import Checkpoint, Connection, InodeKey, Job, Manifest, Run, State
 
 from .codec import seal, unseal
+from .named import Named
 
 T = TypeVar("T")
 NAME_HASH = 16  # bytes
@@ -55,6 +57,7 @@ class Table(StrEnum):
     INODES = "inodes"
     JOBS = "jobs"
     RUNS = "runs"
+    CONNECTIONS = "connections"
 
 
 KINDS: dict[Table, type] = {
@@ -65,6 +68,7 @@ KINDS: dict[Table, type] = {
     Table.INODES: bytes,
     Table.JOBS: Job,
     Table.RUNS: Run,
+    Table.CONNECTIONS: Connection,
 }
 
 
@@ -216,6 +220,10 @@ class Records:
         self._transaction.delete(_job_prefix(run.job) + UUID(run.id).bytes, db=self._tables[Table.RUNS])
 
     # all
+
+    def named(self, table: Table, kind: type[T]) -> Named[T]:
+        """The records of a table whose keys are names."""
+        return Named(self._transaction, self._tables[table], kind, table.value, self._problems)
 
     def damage(self) -> list[str]:
         """A sentence for each record that fails its checksum."""

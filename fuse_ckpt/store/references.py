@@ -65,6 +65,12 @@ def _full_id(reference: str, catalog: Catalog) -> Checkpoint | None:
     return catalog.by_id(reference.lower())
 
 
+def _pushed(reference: str, catalog: Catalog) -> Checkpoint | None:
+    match = VERSION.fullmatch(reference)
+    found = catalog.version("", match["name"], int(match["ordinal"])) if match else None
+    return found or catalog.newest("", reference)
+
+
 def _of_job(reference: str, catalog: Catalog) -> Checkpoint | None:
     job, colon, word = reference.rpartition(":")
     choose = {"latest": latest, "best": best}.get(word)
@@ -95,8 +101,8 @@ def _fragment(reference: str, catalog: Catalog) -> Checkpoint | None:
     return found[0] if found else None
 
 
-# In the order of precedence. Tags and the names of pushed checkpoints belong between the first and the second.
-READINGS: tuple[Reading, ...] = (_full_id, _of_job, _version, _name, _fragment)
+# In the order of precedence. Tags belong between the first and the second.
+READINGS: tuple[Reading, ...] = (_full_id, _pushed, _of_job, _version, _name, _fragment)
 
 
 def _ambiguous(reference: str, found: Sequence[Checkpoint]) -> str:
