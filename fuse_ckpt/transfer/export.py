@@ -65,6 +65,7 @@ def export(
     of what was sent are compared. Errors: UsageError (the destination holds something else), NotFound (no file fits),
     UnknownCheckpoint, Corrupt, CorruptBlob, StorageFailed.
     """
+    remote.refuse_ours(place.prefix, store.layout.root, "--destination-path")
     with store.lease(checkpoint.id):
         manifest = store.manifest(checkpoint.id)
         entries = selection.chosen(manifest.entries, include)

@@ -14,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError,
 
 from fuse_ckpt.errors import BucketMissing, FuseCkptError, StorageFailed
 from fuse_ckpt.model import Connection
-from fuse_ckpt.transfer import connecting, lanes
+from fuse_ckpt.transfer import connecting, lanes, places
 from fuse_ckpt.transfer.complaints import complaint, translated
 
 PART = 8 << 20  # bytes of a part of an upload, and of a ranged read
@@ -54,6 +54,11 @@ class Remote:
         first = min(patience, connecting.FIRST_PATIENCE)
         self._first = connecting.client(connection, bucket, environment, first)
         self._root = Path(connection.root) if connection.root is not None else None
+
+    def refuse_ours(self, prefix: str, store: Path, option: str) -> None:
+        """Raise UsageError where `prefix` is in a directory that lies in the store, or in a mount of ours."""
+        if self._root is not None:
+            places.refuse_ours(self._root / prefix, store, option)
 
     def list(self, prefix: str) -> dict[str, Found]:
         """What lies below `prefix`, by key: the first thing to ask, for it is answered or refused soon."""
