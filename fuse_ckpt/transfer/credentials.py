@@ -83,16 +83,17 @@ def _read(path: Path) -> str:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise UsageError(f"The credentials file {path} cannot be read: {error.strerror}.") from None
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"The credentials file {path} is not a regular file.")
         if status.st_mode & 0o077:
             raise UsageError(f"The credentials file {path} can be read by others: chmod 600 {path}")
-        try:
-            return file.read(FILE_MAX).decode()
-        except UnicodeDecodeError:
-            raise UsageError(f"The credentials file {path} is not text.") from None
+        return os.read(fd, FILE_MAX).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"The credentials file {path} is not text.") from None
+    finally:
+        os.close(fd)
 
 
 def _section(text: str, name: str, *, strict: bool = False) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import obstore
 from msgspec import Struct
@@ -23,6 +24,7 @@ PARTS_AT_ONCE = 10  # with PART bytes each
 MEMORY = 96 << 20  # bytes that the parts of one upload may hold together; larger parts mean fewer at once
 READS_AT_ONCE = 4
 LIST_CHUNK = 1000  # objects
+LIST_TRIES = 5
 
 
 class Found(Struct, frozen=True):
@@ -62,17 +64,29 @@ class Remote:
 
     def list(self, prefix: str) -> dict[str, Found]:
         """What lies below `prefix`, by key: the first thing to ask, for it is answered or refused soon."""
-        found: dict[str, Found] = {}
         with self._asked(prefix):
-            for chunk in obstore.list(self._first, prefix or None, chunk_size=LIST_CHUNK):
-                for meta in chunk:
-                    found[meta["path"]] = _found(meta)
-        return found
+            for _ in range(LIST_TRIES - 1):
+                try:
+                    return self._listed(prefix)
+                except BaseError as error:
+                    if "response body" not in str(error):  # obstore asks again for all but an answer that is cut off
+                        raise
+            return self._listed(prefix)
+
+    def _listed(self, prefix: str) -> dict[str, Found]:
+        chunks = obstore.list(self._first, prefix or None, chunk_size=LIST_CHUNK)
+        return {meta["path"]: _found(meta) for chunk in chunks for meta in chunk}
 
     def reach(self) -> None:
-        """See that the bucket is there and the credentials are good, with one request for a single page."""
+        """See that the bucket is there, and the credentials are good, with a request for a single page.
+
+        What serves a web page to whoever asks for whatever passes for an empty bucket; but it also has an object of a
+        name that nobody can have given.
+        """
         with self._asked(""):
             next(iter(obstore.list(self._first, "fuse-ckpt", chunk_size=1)), None)
+        if self.get(f"fuse-ckpt-{uuid4().hex}", 1 << 20) is not None:
+            raise StorageFailed(f"{self._where} does not answer as an object store would: check its --endpoint.")
 
     def head(self, key: str) -> Found | None:
         """The object `key`; None where there is none."""

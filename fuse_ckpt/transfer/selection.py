@@ -39,6 +39,10 @@ def check_inside(entries: Sequence[Entry]) -> None:
 
 def is_inside(path: str) -> bool:
     """Whether `path` names something below the directory that it is relative to."""
+    try:
+        path.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
     return all(part not in ("", ".", "..") and "\0" not in part for part in path.split("/"))
 
 

@@ -99,7 +99,7 @@ ODD = [
     "back\\slash",
     "100%",
     "%0A",
-    "%41 #?*[]{}^`|<>\"'&+=;@:$,!()~",
+    "%41 #?*[]{}^`|<>\"'&+=;@:$,!~()",
     " lead",
     "trail ",
     "nfc \u00e9",
@@ -315,7 +315,7 @@ class TestInterrupted:
             if "partNumber=2" in path:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-        faulty.decide = interrupt  # type: ignore[assignment]
+        faulty.decide = interrupt
         where = place("ctrl-c")
         with pytest.raises(KeyboardInterrupt):
             export(store, checkpoint, seaweed.remote(endpoint=faulty.endpoint), where)
@@ -335,7 +335,7 @@ class TestInterrupted:
             if method == "GET" and path == key:
                 seaweed.remote().put(where.key("shard-3.bin"), os.urandom(1003))
 
-        faulty.decide = swap  # type: ignore[assignment]
+        faulty.decide = swap
         with pytest.raises(StorageFailed, match=r"shard-3\.bin"):
             export(store, checkpoint, remote, where)
         assert MANIFEST not in names(seaweed.remote(), where)
