@@ -95,3 +95,7 @@ def objects(remote: Remote, place: Place) -> dict[str, bytes]:
     """What lies at a place: name → bytes."""
     start = len(place.prefix) + 1
     return {key[start:]: remote.get(key, 1 << 30) or b"" for key in remote.list(place.prefix)}
+
+
+def place_in_bucket(name: str) -> Place:
+    return Place(BUCKET, f"tests/{name}")

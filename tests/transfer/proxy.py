@@ -81,6 +81,12 @@ class Proxy:
         """The paths of the objects, or the parts of objects, that were passed on to be written."""
         return [path for method, path in self.seen if method == "PUT"]
 
+    def restart(self) -> None:
+        """Count from the beginning."""
+        with self._lock:
+            self._count = 0
+            self.seen.clear()
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()

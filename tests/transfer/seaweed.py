@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fuse_ckpt.model import Connection, Provider
-from fuse_ckpt.transfer import Place, Remote
+from fuse_ckpt.transfer import Remote
 from tests.mount.harness import wait_until
 
 HOST = "127.0.0.1"
@@ -131,7 +131,3 @@ def running(directory: Path) -> Iterator[Seaweed]:
         yield server
     finally:
         server.close()
-
-
-def place(prefix: str) -> Place:
-    return Place(BUCKET, prefix)

@@ -13,10 +13,10 @@ from fuse_ckpt.errors import CorruptBlob, NotFound, StorageFailed, UnknownCheckp
 from fuse_ckpt.model import Checkpoint
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Place, Remote, export
-from tests.transfer.conftest import NS, Save, link, objects, publish
+from tests.transfer.conftest import NS, Save, link, objects, place_in_bucket, publish
 from tests.transfer.conftest import file as stored
 from tests.transfer.proxy import Proxy
-from tests.transfer.seaweed import Seaweed, place
+from tests.transfer.seaweed import Seaweed
 
 MANIFEST, MARKER = "fuse-ckpt.json", "fuse-ckpt.partial.json"
 BIG = os.urandom((17 << 20) + 5)  # sent in parts
@@ -272,7 +272,7 @@ class TestInterrupted:
         self, store: Store, checkpoint: Checkpoint, seaweed: Seaweed, faulty: Proxy, status: int
     ) -> None:
         faulty.decide = lambda method, path, count: status if count % 3 == 0 else None
-        where = place(f"now-and-then-{status}")
+        where = place_in_bucket(f"now-and-then-{status}")
         export(store, checkpoint, seaweed.remote(endpoint=faulty.endpoint, patience=30), where)
         assert len(names(seaweed.remote(), where)) == 22
 
@@ -282,7 +282,7 @@ class TestInterrupted:
         from tests.transfer.proxy import HANG_UP
 
         faulty.decide = lambda method, path, count: HANG_UP if count % 4 == 0 else None
-        where = place("breaks")
+        where = place_in_bucket("breaks")
         export(store, checkpoint, seaweed.remote(endpoint=faulty.endpoint, patience=30), where)
         assert len(names(seaweed.remote(), where)) == 22
 
@@ -291,14 +291,14 @@ class TestInterrupted:
         self, store: Store, checkpoint: Checkpoint, seaweed: Seaweed, faulty: Proxy, fault: int
     ) -> None:
         faulty.decide = lambda method, path, count: fault if "shard-1" in path and method == "PUT" else None
-        where = place(f"for-good{fault}")
+        where = place_in_bucket(f"for-good{fault}")
         with pytest.raises(StorageFailed, match="same command again"):
             export(store, checkpoint, seaweed.remote(endpoint=faulty.endpoint, patience=1), where)
         left = names(seaweed.remote(), where)
         assert MARKER in left
         assert MANIFEST not in left
         faulty.decide = lambda method, path, count: None
-        faulty.seen.clear()
+        faulty.restart()
         done = export(store, checkpoint, seaweed.remote(endpoint=faulty.endpoint), where)
         resent = {path for path in faulty.sent() if "shard" in path or "big" in path}
         assert all(Path(path.partition("?")[0]).name not in left for path in resent)
@@ -316,7 +316,7 @@ class TestInterrupted:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         faulty.decide = interrupt
-        where = place("ctrl-c")
+        where = place_in_bucket("ctrl-c")
         with pytest.raises(KeyboardInterrupt):
             export(store, checkpoint, seaweed.remote(endpoint=faulty.endpoint), where)
         assert MANIFEST not in names(seaweed.remote(), where)
@@ -327,7 +327,7 @@ class TestInterrupted:
     def test_bytes_that_are_changed_on_the_way_are_found_at_the_end(
         self, store: Store, checkpoint: Checkpoint, seaweed: Seaweed, faulty: Proxy
     ) -> None:
-        where = place("changed")
+        where = place_in_bucket("changed")
         remote = seaweed.remote(endpoint=faulty.endpoint)
         key = f"/{where}/shard-3.bin"
 

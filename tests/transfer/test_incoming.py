@@ -12,9 +12,9 @@ from fuse_ckpt.errors import Corrupt, FuseCkptError, NotFound, StorageFailed, Us
 from fuse_ckpt.model import Kind, Origin, Shape, State
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import LocalSource, Place, Remote, RemoteSource, export, fetch, push
-from tests.transfer.conftest import NS, Save
+from tests.transfer.conftest import NS, Save, place_in_bucket
 from tests.transfer.proxy import CUT, HANG_UP, Proxy
-from tests.transfer.seaweed import Seaweed, place
+from tests.transfer.seaweed import Seaweed
 from tests.transfer.test_export import MANIFEST, MARKER, ODD
 
 BIG = os.urandom((20 << 20) + 3)  # read in parts
@@ -144,7 +144,7 @@ def test_a_copy_of_a_link_is_not_taken_for_a_file(store: Store, directory: Remot
 def test_answers_that_are_cut_off_are_asked_for_again(
     store: Store, save: Save, seaweed: Seaweed, faulty: Proxy
 ) -> None:
-    where = place("cut-off")
+    where = place_in_bucket("cut-off")
     export(store, save({"big.bin": BIG, "small": b"x" * 1000}), seaweed.remote(), where)
     harm = {0: 500, 1: CUT, 2: HANG_UP, 3: 503}
     faulty.decide = lambda method, path, count: harm.get(count % 7)
@@ -153,7 +153,7 @@ def test_answers_that_are_cut_off_are_asked_for_again(
 
 
 def test_a_push_whose_server_dies_is_gone_on_with(store: Store, save: Save, seaweed: Seaweed, faulty: Proxy) -> None:
-    where = place("dies")
+    where = place_in_bucket("dies")
     files = {f"{n}.bin": os.urandom(100) for n in range(5)}
     export(store, save(files), seaweed.remote(), where)
     faulty.decide = lambda method, path, count: HANG_UP if path.endswith("3.bin") else None
@@ -161,14 +161,14 @@ def test_a_push_whose_server_dies_is_gone_on_with(store: Store, save: Save, seaw
         push(store, "back", RemoteSource(seaweed.remote(endpoint=faulty.endpoint, patience=1), where))
     assert len(store.checkpoints()) == 1
     faulty.decide = lambda method, path, count: None
-    faulty.seen.clear()
+    faulty.restart()
     push(store, "back", RemoteSource(seaweed.remote(endpoint=faulty.endpoint), where))
     assert sorted(path[-5:] for method, path in faulty.seen if path.endswith(".bin")) == ["3.bin", "4.bin"]
     assert os.listdir(store.layout.incoming) == []
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_an_error(store: Store, seaweed: Seaweed, faulty: Proxy) -> None:
-    where = place("replaced")
+    where = place_in_bucket("replaced")
     remote = seaweed.remote()
     remote.upload(where.key("big.bin"), len(BIG), lambda count: iter([BIG]))
     answered: list[str] = []

@@ -6,8 +6,9 @@ import pytest
 
 from fuse_ckpt.errors import PermissionRefused
 from fuse_ckpt.transfer import Place, Remote, probe
+from tests.transfer.conftest import place_in_bucket
 from tests.transfer.proxy import Proxy
-from tests.transfer.seaweed import Seaweed, place
+from tests.transfer.seaweed import Seaweed
 
 
 def test_a_store_that_keeps_conditions_can_be_shared(remote: Remote, there: Place) -> None:
@@ -26,7 +27,7 @@ def test_a_store_that_ignores_conditions_is_found_out(seaweed: Seaweed, monkeypa
         return real(*arguments, **options)
 
     monkeypatch.setattr(obstore, "put", careless)
-    found = probe(seaweed.remote(), place("careless"))
+    found = probe(seaweed.remote(), place_in_bucket("careless"))
     assert found.second_create
     assert found.winners == 16
     assert not found.creates_once
@@ -34,12 +35,12 @@ def test_a_store_that_ignores_conditions_is_found_out(seaweed: Seaweed, monkeypa
 
 def test_who_may_only_read_is_told_so(seaweed: Seaweed) -> None:
     with pytest.raises(PermissionRefused, match="does not permit this"):
-        probe(seaweed.remote(file=seaweed.reader), place("reader"))
+        probe(seaweed.remote(file=seaweed.reader), place_in_bucket("reader"))
 
 
 def test_a_conflict_that_let_nothing_land_is_tried_again(seaweed: Seaweed, faulty: Proxy) -> None:
     """A 409 is said to mean that the object exists; looking tells whether it does."""
-    where = place("conflict")
+    where = place_in_bucket("conflict")
     remote = seaweed.remote(endpoint=faulty.endpoint)
     faulty.decide = lambda method, path, count: 409 if count == 0 else None
     assert remote.create(where.key("a"), b"mine")
