@@ -280,10 +280,10 @@ class _Run:
 
     def _end(self) -> None:
         """Everything is there: say so."""
-        self._remote.settle(one.key for one in self.objects)
+        self._remote.settle(self._place.prefix, [one.key for one in self.objects])
         manifest = described.described(self._plan)
         self._remote.put(self._key(MANIFEST), manifest)
         if self._remote.get(self._key(MANIFEST), described.LIMIT) != manifest:
             raise StorageFailed(f"The manifest at {self._place} is not as it was sent: run the command again.")
-        self._remote.settle([self._key(MANIFEST)])
+        self._remote.settle(self._place.prefix, [self._key(MANIFEST)])
         self._remote.delete([self._key(MARKER)])

@@ -62,7 +62,7 @@ def fetch(
             kept = _write_all(store, entries, partial, partial_fd, progress)
             if fresh:
                 partial.rename(destination)
-                _sync_directory(destination.parent)
+                tree.sync_path(destination.parent)
             else:
                 _merge(entries, partial_fd, destination)
     files = sum(entry.kind is Kind.FILE for entry in entries)
@@ -146,9 +146,7 @@ def _write_all(
     for entry in missing:
         _write_file(store, entry, root_fd, advance)
     _write_names(entries, root_fd)
-    for path in (*files, *above):
-        tree.sync(root_fd, path)
-    os.fsync(root_fd)
+    tree.sync(root_fd, {*files, *above})
     return len(present)
 
 
@@ -242,9 +240,7 @@ def _merge(entries: Sequence[Entry], partial_fd: int, destination: Path) -> None
                 tree.parent(root_fd, entry.path, create=True) as (to, _),
             ):
                 os.rename(name, name, src_dir_fd=source, dst_dir_fd=to)
-        for path in {above for entry in entries for above in selection.parents(entry.path)}:
-            tree.sync(root_fd, path)
-        os.fsync(root_fd)
+        tree.sync(root_fd, {above for entry in entries for above in selection.parents(entry.path)})
     except (NotADirectoryError, IsADirectoryError) as error:
         raise FuseCkptError(
             f"{destination / entry.path} is in the way (a symlink, or a directory where a file belongs): "
@@ -252,11 +248,3 @@ def _merge(entries: Sequence[Entry], partial_fd: int, destination: Path) -> None
         ) from error
     finally:
         os.close(root_fd)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError,
 
 from fuse_ckpt.errors import BucketMissing, FuseCkptError, StorageFailed
 from fuse_ckpt.model import Connection
-from fuse_ckpt.transfer import connecting, lanes, places
+from fuse_ckpt.transfer import connecting, lanes, places, selection, tree
 from fuse_ckpt.transfer.complaints import complaint, translated
 
 PART = 8 << 20  # bytes of a part of an upload, and of a ranged read
@@ -160,18 +159,20 @@ class Remote:
             for key in keys:
                 obstore.delete(self._client, key)
 
-    def settle(self, keys: Iterable[str]) -> None:
-        """Have what was put be on the disk: a directory does not see to it by itself, an object store does."""
+    def settle(self, prefix: str, keys: Sequence[str]) -> None:
+        """Have what was put below `prefix` be on the disk: a directory does not see to it by itself, a store does."""
         if self._root is None:
             return
-        paths = [self._root / key for key in keys]
-        above = {parent for path in paths for parent in path.parents if parent.is_relative_to(self._root)}
-        for path in (*paths, *sorted(above, reverse=True)):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        names = {name for key in keys for name in (key, *selection.parents(key))}
+        paths = [self._root, *(self._root / name for name in sorted(names))]
+        try:
+            if len(paths) > tree.FEW:
+                tree.sync_disk(self._root / prefix)
+            else:
+                for path in paths:
+                    tree.sync_path(path)
+        except OSError as error:
+            raise StorageFailed(f"{self._where}: {error.strerror}.") from None
 
     def _part(self, found: Found, start: int, end: int) -> memoryview:
         options: Any = {"range": (start, end)}

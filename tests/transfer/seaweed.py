@@ -34,8 +34,9 @@ def credentials(path: Path, pair: tuple[str, str]) -> Path:
 class Seaweed:
     """A running server with one bucket. `admin` may do all, `reader` may only read and list."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, volumes: int) -> None:
         self._directory = directory
+        self._volumes = volumes  # of 256 MB; what was removed leaves none of them empty
         (directory / "data").mkdir(parents=True)
         self._master, self._volume, self._filer, self._s3 = _free_ports(4)
         self.admin = credentials(directory / "admin", ADMIN)
@@ -78,7 +79,7 @@ class Seaweed:
         config.write_text(json.dumps({"identities": identities}))
         command = [
             str(Path(sys.executable).parent / "weed"), "server", f"-dir={self._directory / 'data'}", f"-ip={HOST}",
-            f"-ip.bind={HOST}", "-master.telemetry=false", "-master.electionTimeout=1s", "-volume.max=20",
+            f"-ip.bind={HOST}", "-master.telemetry=false", "-master.electionTimeout=1s", f"-volume.max={self._volumes}",
             "-master.volumeSizeLimitMB=256", f"-master.port={self._master}", f"-volume.port={self._volume}", "-filer",
             f"-filer.port={self._filer}", "-s3", f"-s3.port={self._s3}", f"-s3.config={config}",
             "-s3.port.iceberg=0", "-s3.port.lance=0",
@@ -124,8 +125,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[Seaweed]:
-    server = Seaweed(directory)
+def running(directory: Path, volumes: int = 20) -> Iterator[Seaweed]:
+    server = Seaweed(directory, volumes)
     try:
         server.remote(patience=30.0).put("warm", b"")  # the first object makes the bucket and its volumes
         yield server
