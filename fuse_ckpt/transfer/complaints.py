@@ -36,10 +36,11 @@ _NO_TRUST = re.compile(r"certificate|UnknownIssuer|BadSignature")
 _NO_HTTP = re.compile(r"HTTP error|error sending request|error decoding response|IncompleteMessage|ConnectionReset")
 
 _WRONG_CREDENTIALS = frozenset({
-    "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "InvalidToken", "ExpiredToken",
-    "TokenRefreshRequired", "InvalidSecurity", "AuthenticationFailed", "NoAuthenticationInformation",
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired",
+    "InvalidSecurity", "AuthenticationFailed", "NoAuthenticationInformation",
     "InvalidAuthenticationInfo", "AuthenticationRequired", "Unauthorized", "InvalidClientTokenId",
 })  # fmt: skip
+_WRONG_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "ContainerBeingDeleted"})
 
 
@@ -69,10 +70,11 @@ def translated(where: Where, what: str) -> Iterator[None]:
 
 def complaint(said: str, where: Where, what: str) -> StorageFailed:
     """The error that obstore's words stand for."""
-    status = _STATUS.search(said)
-    if status is not None:
-        code = _CODE.search(said)
-        return _answer(int(status[1]), (code[1] or code[2]) if code else "", said, where, what)
+    status, code = _STATUS.search(said), _CODE.search(said)
+    if status is not None or code is not None:
+        return _answer(int(status[1]) if status else 400, (code[1] or code[2]) if code else "", said, where, what)
+    if "incorrectly configured region" in said:
+        return StorageFailed(f"{where} has {what} in another region: name it with storage create --region.")
     if _NO_CREDENTIALS.search(said):
         return CredentialsRefused(f"{where}: there are no credentials for it: {where.credentials}.")
     return _silence(said, where) or _local(said, where, what)
@@ -83,11 +85,13 @@ def _answer(status: int, code: str, said: str, where: Where, what: str) -> Stora
     shown = f"{status} {code}".strip()
     if code == "RequestTimeTooSkewed":
         return CredentialsRefused(f"{where} says that this machine's clock is wrong: set it, then try again.")
+    if code in _WRONG_REGION:
+        return StorageFailed(f"{where} has {what} in another region ({shown}): name it with storage create --region.")
     if code in _WRONG_CREDENTIALS or status == 401:
         return CredentialsRefused(f"{where} does not accept the credentials ({shown}): {where.credentials}.")
     if code in _NO_BUCKET:
         return BucketMissing(f"{where} has no bucket for {what} ({code}): make it there, or name another.")
-    if status == 403:
+    if status == 403 or code == "AccessDenied":
         return PermissionRefused(
             f"{where} does not permit this at {what} ({shown}): its owner has to let these credentials do it."
         )

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -17,6 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _SYNC_FILE_RANGE_WRITE = 2  # begin to write, and do not wait
 _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
 _STEP = 8 << 20  # bytes; copied, then hashed while the next ones are copied
+_LEAD = 8  # steps; the more, the less the two threads wait for each other, and the more of the disk's cache is in use
 _READ = 1 << 20  # bytes; read and hashed at once: they stay in the processor's cache
 _UNABLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
@@ -68,8 +70,14 @@ def copy(source: int, target: int, size: int, advance: Advance = ignore) -> str:
         _copy_range(source, target, 0, size)
         _hash_range(hasher, target, 0, size, advance)
         return hasher.hexdigest()
+
+    def behind(at: int) -> None:
+        _hash_range(hasher, target, at, _STEP, advance)
+        # Whoever makes the copy durable at the end finds most of it on the disk.
+        _libc.sync_file_range(target, ctypes.c_int64(at), ctypes.c_int64(_STEP), _SYNC_FILE_RANGE_WRITE)
+
     with ThreadPoolExecutor(1) as beside:
-        _copy_steps(source, target, size, lambda at: beside.submit(_hash_range, hasher, target, at, _STEP, advance))
+        _copy_steps(source, target, size, lambda at: beside.submit(behind, at))
     return hasher.hexdigest()
 
 
@@ -80,18 +88,16 @@ def digest_of(fd: int, advance: Advance = ignore) -> str:
     return hasher.hexdigest()
 
 
-def _copy_steps(source: int, target: int, size: int, hashed: Callable[[int], Future[None]]) -> None:
-    """Copy step by step; `hashed(offset)` begins to hash the step there. At most one step waits to be hashed."""
-    waiting: Future[None] | None = None
+def _copy_steps(source: int, target: int, size: int, behind: Callable[[int], Future[None]]) -> None:
+    """Copy step by step; `behind(offset)` begins what follows the copying of a step. At most _LEAD steps wait."""
+    waiting: deque[Future[None]] = deque()
     for at in range(0, size, _STEP):
         _copy_range(source, target, at, min(_STEP, size - at))
-        if waiting is not None:
-            waiting.result()
-        waiting = hashed(at)
-        # Whoever makes the copy durable at the end finds most of it on the disk.
-        _libc.sync_file_range(target, ctypes.c_int64(at), ctypes.c_int64(_STEP), _SYNC_FILE_RANGE_WRITE)
-    if waiting is not None:
-        waiting.result()
+        waiting.append(behind(at))
+        if len(waiting) > _LEAD:
+            waiting.popleft().result()
+    for step in waiting:
+        step.result()
 
 
 def _copy_range(source: int, target: int, at: int, count: int) -> None:

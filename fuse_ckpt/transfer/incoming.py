@@ -29,6 +29,7 @@ class RemoteSource:
         self._place = place
         self._stop = lanes.Stop()
         self.shape = Shape.DIRECTORY
+        self.label = place.prefix.rpartition("/")[2]
         self.said: Metadata | None = None
         self.failure: str | None = None
         self.origin = Origin(provider=remote.connection.name, path=str(place))

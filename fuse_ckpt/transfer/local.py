@@ -31,6 +31,7 @@ class LocalSource:
         self._top = real.parent if is_file else real
         self.shape = Shape.FLAT if is_file else Shape.DIRECTORY
         self.origin = Origin(local=(str(path),))
+        self.label = real.stem if is_file else real.name
         if not is_file:
             _refuse_holding(real, store)
         self.entries = [self._file(real.name, real.stat())] if is_file else list(self._walk(follow))

@@ -43,6 +43,8 @@ class Source(Protocol):
     @property
     def created_ns(self) -> int: ...
     @property
+    def label(self) -> str: ...
+    @property
     def said(self) -> Metadata | None: ...
     @property
     def failure(self) -> str | None: ...
@@ -170,8 +172,8 @@ def _commit(
     with store.committing():
         adopted = [_adopt(store, spool, entry) for entry in entries]
         said = metadata.extract(name, {entry.path: _opener(store, entry) for entry in adopted if entry.digest})
-        if said.step is None and source.said is not None:
-            said = replace(said, step=source.said.step)
+        if said.step is None:
+            said = replace(said, step=source.said.step if source.said else metadata.extract(source.label, {}).step)
         return store.publish(
             NewCheckpoint(
                 job="", unit=Unit(name, source.shape), node="0", created_ns=source.created_ns, metadata=said,

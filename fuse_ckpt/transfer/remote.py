@@ -155,8 +155,8 @@ class Remote:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
-        with self._asked(keys[0] if keys else ""), contextlib.suppress(FileNotFoundError):
-            for key in keys:
+        for key in keys:
+            with self._asked(key), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._client, key)
 
     def settle(self, prefix: str, keys: Sequence[str]) -> None:

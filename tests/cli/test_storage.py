@@ -119,6 +119,7 @@ def test_wrong_credentials(create: Any, said: Any, tmp_path: Path, pair: tuple[s
     assert said("storage", "list").rows == []
     create("lake", "--no-check", file=file)
     assert words in said("storage", "probe", "lake", code=1).err
+    assert words in said("-v", "storage", "probe", "lake", code=1).err
 
 
 def test_a_credentials_file_that_others_can_read(create: Any, seaweed: Seaweed, tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_a_file_becomes_a_flat_checkpoint(store: Store, source: Path) -> None:
     assert entry.path == "weights.bin"
 
 
+def test_a_step_that_only_the_directory_is_called_by_is_not_lost(store: Store, source: Path) -> None:
+    assert pushed(store, source).metadata.step is None
+    source.rename(source.parent / "checkpoint-1500")
+    assert pushed(store, source.parent / "checkpoint-1500").metadata.step == 1500
+    assert pushed(store, source.parent / "checkpoint-1500", "step_7").metadata.step == 7
+
+
 def test_what_was_pushed_is_what_is_fetched(store: Store, source: Path, tmp_path: Path) -> None:
     fetch(store, pushed(store, source), tmp_path / "out")
     assert tree(tmp_path / "out") == tree(source)
