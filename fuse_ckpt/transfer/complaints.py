@@ -95,12 +95,12 @@ def _answer(status: int, code: str, said: str, where: Where, what: str) -> Stora
         return PermissionRefused(
             f"{where} does not permit this at {what} ({shown}): its owner has to let these credentials do it."
         )
+    if (status == 404 and not code) or status in (405, 501) or status < 400:
+        return StorageFailed(f"{where} does not answer as an object store ({shown}): check its --endpoint.")
     if status >= 500 or status == 429:
         tries = _TRIED.search(said)
         often = f", {int(tries[1]) + 1} times" if tries else ""
         return StorageFailed(f"{where} answered {shown}{often}: run the same command again, it goes on from there.")
-    if (status == 404 and not code) or status < 400:
-        return StorageFailed(f"{where} does not answer as an object store ({shown}): check its --endpoint.")
     return StorageFailed(f"{where} answered {shown} at {what}: check its --provider, --endpoint and --region.")
 
 

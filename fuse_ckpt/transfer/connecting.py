@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from fuse_ckpt.errors import CredentialsRefused, StorageFailed, UsageError
@@ -80,11 +81,15 @@ def client(connection: Connection, bucket: str, environment: Environment, patien
         "retry_config": _retries(patience),
         "config": _configuration(connection, environment),
     }
-    if connection.provider is Provider.GCS:
-        return GCSStore(bucket, **options)
-    if connection.provider is Provider.AZURE:
-        return AzureStore(bucket, **options)
-    return S3Store(bucket, **options, credential_provider=_provider(connection, environment))
+    try:
+        if connection.provider is Provider.GCS:
+            return GCSStore(bucket, **options)
+        if connection.provider is Provider.AZURE:
+            return AzureStore(bucket, **options)
+        return S3Store(bucket, **options, credential_provider=_provider(connection, environment))
+    except BaseError:  # what it says may quote the credentials
+        about = where(connection)
+        raise CredentialsRefused(f"{about}: its credentials cannot be read as such: {about.credentials}.") from None
 
 
 def _check_directory(connection: Connection) -> None:

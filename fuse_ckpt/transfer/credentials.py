@@ -56,7 +56,8 @@ def from_file(connection: Connection) -> dict[str, str]:
     path = Path(connection.credentials_file)
     text = _read(path)
     if connection.provider is Provider.GCS:
-        return {"application_credentials": str(path)}
+        # A key of an emulator has no type, and only the older way of giving a key takes it.
+        return {"application_credentials" if '"type"' in text else "service_account": str(path)}
     known = _AZURE if connection.provider is Provider.AZURE else _AWS
     found = {known[key]: value for key, value in _section(text, connection.name).items() if key in known}
     if not found:

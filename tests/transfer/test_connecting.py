@@ -132,7 +132,12 @@ def test_google_and_azure_are_built_from_their_files(tmp_path: Path) -> None:
     key = {"gcs_base_url": HTTP, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
     google = private(tmp_path / "google.json", json.dumps(key))
     given = connection(Provider.GCS, credentials_file=google)
+    assert isinstance(connecting.client(given, "box", {}, 1), obstore.store.GCSStore)
+    private(tmp_path / "google.json", json.dumps({"type": "service_account", "private_key": SECRET}))
     assert connecting._configuration(given, {}) == {"application_credentials": google}
+    with pytest.raises(CredentialsRefused, match=r"cannot be read as such: check .*google\.json") as caught:
+        connecting.client(given, "box", {}, 1)
+    assert SECRET not in str(caught.value)
     lines = f"AZURE_STORAGE_ACCOUNT_NAME=acc\nAZURE_STORAGE_ACCOUNT_KEY={SECRET.encode().hex()}\n"
     azure = connection(Provider.AZURE, credentials_file=private(tmp_path / "azure", lines), endpoint="https://a.test")
     assert isinstance(connecting.client(azure, "box", {}, 1), obstore.store.AzureStore)
