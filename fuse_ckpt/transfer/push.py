@@ -124,7 +124,7 @@ def _fill(source: Source, spool: Path, spool_fd: int, progress: copying.Progress
     tree.prune(spool_fd, files, {above for path in files for above in selection.parents(path)})
     advance = copying.counter(selection.total_size(source.entries), progress)
     missing = [entry for entry in files.values() if not _is_there(spool_fd, entry, advance)]
-    places.check_room(spool, selection.total_size(missing), lambda fd: source.shares(_largest(missing), fd))
+    places.check_room(spool.parent, selection.total_size(missing), lambda fd: source.shares(_largest(missing), fd))
     for entry in missing:
         _take(source, entry, spool_fd, advance)
     for entry in source.entries:
