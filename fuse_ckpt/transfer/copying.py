@@ -6,9 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from threading import Lock
 
 from blake3 import blake3
@@ -17,9 +15,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _SYNC_FILE_RANGE_WRITE = 2  # begin to write, and do not wait
 _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
-_STEP = 8 << 20  # bytes; copied, then hashed while the next ones are copied
-_LEAD = 8  # steps; the more, the less the two threads wait for each other, and the more of the disk's cache is in use
-_READ = 1 << 20  # bytes; read and hashed at once: they stay in the processor's cache
+_STEP = 8 << 20  # bytes
+_PIECE = 256 << 10  # bytes; they stay in the processor's own cache from the reading over the hashing to the writing
 _UNABLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
 )
@@ -59,74 +56,47 @@ def clone(source: int, target: int) -> bool:
 
 
 def copy(source: int, target: int, size: int, advance: Advance = ignore) -> str:
-    """Copy `size` bytes of `source` to the empty file `target`; the BLAKE3-256 of what `target` then holds, in hex.
+    """Copy `size` bytes of `source` to the empty file `target`; the BLAKE3-256 of what was written, in hex.
 
-    What is hashed is what was written, read back from the page cache. A shorter source gives a shorter file.
+    Where the extents are shared, `target` is read back and hashed. A shorter source gives a shorter file.
     """
     if size and clone(source, target):
         return digest_of(target, advance)
     hasher = blake3()
-    if size <= _STEP:
-        _copy_range(source, target, 0, size)
-        _hash_range(hasher, target, 0, size, advance)
-        return hasher.hexdigest()
-
-    def behind(at: int) -> None:
-        _hash_range(hasher, target, at, _STEP, advance)
-        # Whoever makes the copy durable at the end finds most of it on the disk.
-        _libc.sync_file_range(target, ctypes.c_int64(at), ctypes.c_int64(_STEP), _SYNC_FILE_RANGE_WRITE)
-
-    with ThreadPoolExecutor(1) as beside:
-        _copy_steps(source, target, size, lambda at: beside.submit(behind, at))
+    begun = 0  # up to where the disk has been told to write
+    for at, data in _read(source, size):
+        hasher.update(data)
+        write_at(target, data, at)
+        advance(len(data))
+        end = at + len(data)
+        if end - begun >= _STEP:
+            # Whoever makes the copy durable at the end finds most of it on the disk.
+            _libc.sync_file_range(target, ctypes.c_int64(begun), ctypes.c_int64(end - begun), _SYNC_FILE_RANGE_WRITE)
+            begun = end
     return hasher.hexdigest()
 
 
 def digest_of(fd: int, advance: Advance = ignore) -> str:
     """BLAKE3-256 of all of `fd`, in hex."""
     hasher = blake3()
-    _hash_range(hasher, fd, 0, os.fstat(fd).st_size, advance)
+    for _, data in _read(fd, os.fstat(fd).st_size):
+        hasher.update(data)
+        advance(len(data))
     return hasher.hexdigest()
 
 
-def _copy_steps(source: int, target: int, size: int, behind: Callable[[int], Future[None]]) -> None:
-    """Copy step by step; `behind(offset)` begins what follows the copying of a step. At most _LEAD steps wait."""
-    waiting: deque[Future[None]] = deque()
-    for at in range(0, size, _STEP):
-        _copy_range(source, target, at, min(_STEP, size - at))
-        waiting.append(behind(at))
-        if len(waiting) > _LEAD:
-            waiting.popleft().result()
-    for step in waiting:
-        step.result()
-
-
-def _copy_range(source: int, target: int, at: int, count: int) -> None:
-    end = at + count
-    while at < end:
-        try:
-            copied = os.copy_file_range(source, target, end - at, at, at)
-        except OSError as error:
-            if error.errno not in _UNABLE:
-                raise
-            copied = _write_at(target, os.pread(source, min(_READ, end - at), at), at)
-        if copied == 0:
-            return
-        at += copied
-
-
-def _write_at(fd: int, data: bytes, at: int) -> int:
+def write_at(fd: int, data: bytes | memoryview, at: int) -> None:
+    """Write all of `data` at the offset `at`."""
     view = memoryview(data)
     while view:
         count = os.pwrite(fd, view, at)
         view, at = view[count:], at + count
-    return len(data)
 
 
-def _hash_range(hasher: blake3, fd: int, at: int, count: int, advance: Advance) -> None:
-    buffer = bytearray(min(_READ, count))
-    view = memoryview(buffer)
-    end = at + count
-    while at < end and (got := os.preadv(fd, [view[: end - at]], at)):
-        hasher.update(view[:got])
-        advance(got)
-        at += got
+def _read(fd: int, size: int) -> Iterator[tuple[int, memoryview]]:
+    """The first `size` bytes of `fd`, with their offsets. A piece is valid until the next one."""
+    view = memoryview(bytearray(min(_PIECE, size)))
+    at = 0
+    while at < size and (count := os.preadv(fd, [view[: size - at]], at)):
+        yield at, view[:count]
+        at += count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from blake3 import blake3
@@ -57,10 +56,9 @@ class RemoteSource:
         at = 0
         for part in self._remote.read(self._found[entry.path], self._stop):
             hasher.update(part)
-            while part:
-                count = os.pwrite(target, part, at)
-                part, at = part[count:], at + count
-                advance(count)
+            copying.write_at(target, part, at)
+            advance(len(part))
+            at += len(part)
         return hasher.hexdigest()
 
     def _read_manifest(self, there: dict[str, Found]) -> None:
