@@ -6,9 +6,11 @@
     │   ├── InvalidReference
     │   ├── InvalidTag
     │   ├── InvalidPolicy
+    │   ├── InvalidName
     │   └── InvalidMountPoint
     ├── NotFound                 3
     │   ├── UnknownCheckpoint
+    │   ├── UnknownConnection
     │   └── UnknownJob
     ├── Corrupt                  4  stored bytes are not what was stored
     │   ├── CorruptRecord
@@ -23,6 +25,11 @@
     │   └── StillBound
     ├── StoreUnusable            1  the store cannot be opened here
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
+    ├── StorageFailed            1  an object store refuses, fails, or does not answer
+    │   ├── CredentialsRefused
+    │   ├── PermissionRefused
+    │   ├── BucketMissing
+    │   └── Unreachable
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
     └── NotStarted             125  `training run` failed before its command began
         ├── NotExecutable      126  the command cannot be executed, as a shell says it
@@ -63,6 +70,10 @@ class InvalidPolicy(UsageError):
     """A retention policy does not follow its grammar; the message names the term."""
 
 
+class InvalidName(UsageError):
+    """A connection or a pushed checkpoint cannot be called that."""
+
+
 class InvalidMountPoint(UsageError):
     """The mount point is missing, not a directory, not empty, or mounted already."""
 
@@ -79,6 +90,14 @@ class UnknownCheckpoint(NotFound):
     def __init__(self, reference: str) -> None:
         super().__init__(f"Unknown Checkpoint: {reference}")
         self.reference = reference
+
+
+class UnknownConnection(NotFound):
+    """No storage connection of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'Unknown storage connection: {name} (see "fuse-ckpt storage list")')
+        self.name = name
 
 
 class UnknownJob(NotFound):
@@ -150,6 +169,26 @@ class StoreUnusable(FuseCkptError):
 
 class CommitFailed(FuseCkptError):
     """A sealed draft could not be committed; its links and journal stay in pending/ for the next attempt."""
+
+
+class StorageFailed(FuseCkptError):
+    """An object store refuses what was asked of it, fails, or answers what no object store would."""
+
+
+class CredentialsRefused(StorageFailed):
+    """The object store does not know the credentials, or there are none."""
+
+
+class PermissionRefused(StorageFailed):
+    """The object store knows who asks, and does not let them."""
+
+
+class BucketMissing(StorageFailed):
+    """There is no such bucket (container)."""
+
+
+class Unreachable(StorageFailed):
+    """Nobody answers at the endpoint, or no longer."""
 
 
 class MountFailed(FuseCkptError):

@@ -91,6 +91,32 @@ class Origin(Struct, frozen=True, omit_defaults=True):
     path: str | None = None  # bucket/prefix
 
 
+class Provider(StrEnum):
+    """What kind of object store a connection leads to. R2 and MinIO speak S3; FILE is a directory."""
+
+    S3 = "s3"
+    GCS = "gcs"
+    AZURE = "azure"
+    R2 = "r2"
+    MINIO = "minio"
+    FILE = "file"
+
+
+class Connection(Struct, frozen=True, omit_defaults=True):
+    """A way to an object store, under a name. It never holds credentials, only the path of a file that does."""
+
+    name: str
+    provider: Provider
+    created_ns: int
+    endpoint: str | None = None
+    bucket: str | None = None
+    region: str | None = None
+    root: str | None = None  # FILE only: the directory that its paths begin at
+    credentials_file: str | None = None  # None: the provider's usual chain of environment, profile, instance
+    creates_once: bool | None = None  # what a probe found: of two conditional creates, one wins
+    probed_ns: int | None = None
+
+
 class Checkpoint(Struct, frozen=True, omit_defaults=True):
     """A committed checkpoint, without its entries.
 
@@ -162,6 +188,7 @@ class NewCheckpoint(Struct, frozen=True):
     run: str | None = None
     failure: str | None = None  # set: the checkpoint is published as `failed`
     draft: str = ""
+    origin: Origin | None = None
 
 
 class RunStatus(StrEnum):

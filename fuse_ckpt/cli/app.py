@@ -16,6 +16,7 @@ from fuse_ckpt.cli.doctor import doctor
 from fuse_ckpt.cli.mounting import browse, mount, umount
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.cli.statistics import stats
+from fuse_ckpt.cli.storage import storage
 from fuse_ckpt.cli.training import training
 from fuse_ckpt.errors import FuseCkptError
 
@@ -45,7 +46,7 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="fuse-ckpt: %(message)s")
 
 
-for _command in (training, checkpoint, mount, umount, browse, stats, doctor):
+for _command in (training, checkpoint, storage, mount, umount, browse, stats, doctor):
     program.add_command(_command)
 
 

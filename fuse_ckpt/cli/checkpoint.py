@@ -1,18 +1,18 @@
-"""`fuse-ckpt checkpoint …`: look at checkpoints, take one out of the store; the rest has modules of its own."""
+"""`fuse-ckpt checkpoint …`: look at checkpoints; the other commands have modules of their own."""
 
 from __future__ import annotations
 
-import copy
 import time
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from fuse_ckpt.cli import access, formats, inspection, lifecycle, listing, render
+from fuse_ckpt.cli import access, inspection, lifecycle, listing, render
 from fuse_ckpt.cli.collecting import gc
-from fuse_ckpt.cli.settings import Settings, absolute
+from fuse_ckpt.cli.exporting import export_checkpoint, push_checkpoint
+from fuse_ckpt.cli.fetching import fetch_checkpoint, pull_checkpoint
+from fuse_ckpt.cli.settings import Settings
 
 if TYPE_CHECKING:
     from fuse_ckpt.model import Checkpoint
@@ -27,7 +27,6 @@ _SORTABLE = {
     "eval-loss": "evalLoss",
     "size": "sizeBytes",
 }
-_SHORT = 8  # characters at an id's end that people type
 
 
 @click.group("checkpoint", short_help="Inspect, fetch, delete checkpoints.")
@@ -132,37 +131,12 @@ def inspect_checkpoint(settings: Settings, reference: str, as_json: bool) -> Non
     click.echo(render.to_json(document) if as_json else render.to_yaml(document))
 
 
-@checkpoint.command("fetch", short_help="Copy one out of the store.")
-@click.argument("reference", metavar="REF")
-@click.option("--destination", type=click.Path(path_type=Path), metavar="DIR", help="Default: ./NAME, else ./SHORT-ID.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only files that fit; may be given more than once.")
-@click.option(
-    "--force", is_flag=True, help="Write into a directory that is not empty; replaces files of the same names."
-)
-@click.pass_obj
-def fetch_checkpoint(
-    settings: Settings, reference: str, destination: Path | None, include: tuple[str, ...], force: bool
-) -> None:
-    """Copy a checkpoint's files out of the store, each checked against its digest (alias: pull)."""
-    with access.store_with(settings, reference) as (store, [found]):
-        if found.failure is not None:
-            click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure)}", err=True)
-        target = absolute(destination if destination is not None else _default_destination(found))
-        from fuse_ckpt import transfer
-
-        with render.progress_bar(f"fetch {found.id[-_SHORT:]}", colour=settings.colour) as progress:
-            done = transfer.fetch(store, found, target, include=include, force=force, progress=progress)
-    files = "1 file" if done.files == 1 else f"{done.files} files"
-    click.echo(f"Fetched {files} ({formats.size(done.size)}) into {formats.visible(str(done.path))}")
-
-
-def _default_destination(found: Checkpoint) -> Path:
-    last = found.name.rpartition("/")[2]
-    return Path(found.id[-_SHORT:] if last in ("", ".", "..") else f"./{last}")
-
-
-_pull = copy.copy(fetch_checkpoint)
-_pull.hidden = True
-checkpoint.add_command(_pull, "pull")
-for _command in (*lifecycle.COMMANDS, gc):
+for _command in (
+    fetch_checkpoint,
+    pull_checkpoint,
+    export_checkpoint,
+    push_checkpoint,
+    *lifecycle.COMMANDS,
+    gc,
+):
     checkpoint.add_command(_command)

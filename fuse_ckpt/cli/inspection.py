@@ -20,9 +20,18 @@ def of_checkpoint(manifest: Manifest) -> Document:
     return {
         "kind": "checkpoint",
         "metadata": {"name": checkpoint.name, "id": checkpoint.id},
-        # All three are for checkpoints that came from elsewhere; those of a training job came from the job.
-        "spec": {"fromLocalFiles": [], "storageProvider": None, "sourcePath": None},
+        "spec": _origin(checkpoint),
         "status": _status(manifest),
+    }
+
+
+def _origin(checkpoint: Checkpoint) -> Document:
+    """Where a pushed checkpoint came from; one of a training job came from the job."""
+    origin = checkpoint.origin
+    return {
+        "fromLocalFiles": [] if origin is None else list(origin.local),
+        "storageProvider": None if origin is None else origin.provider,
+        "sourcePath": None if origin is None else origin.path,
     }
 
 

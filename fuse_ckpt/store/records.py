@@ -12,6 +12,7 @@
     totals        "blobs"                       → Totals
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
+    connections   name                          → Connection
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
 only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again. The last

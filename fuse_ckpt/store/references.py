@@ -107,7 +107,9 @@ def _tag(reference: str, catalog: Catalog) -> Checkpoint | None:
 
 
 def _pushed(reference: str, catalog: Catalog) -> Checkpoint | None:
-    return catalog.newest("", reference)
+    match = VERSION.fullmatch(reference)
+    found = catalog.version("", match["name"], int(match["ordinal"])) if match else None
+    return found or catalog.newest("", reference)
 
 
 def _of_job(reference: str, catalog: Catalog) -> Checkpoint | None:

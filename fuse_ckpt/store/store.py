@@ -21,6 +21,7 @@ from fuse_ckpt.model import Checkpoint, InodeKey, Kind, Manifest, NewCheckpoint,
 
 from . import ids, locks, references, upkeep
 from .blobs import Adopted, Blobs
+from .connections import Connections
 from .ending import Ending
 from .format import prepare
 from .index import MAP_SIZE, Index
@@ -33,7 +34,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Ending):
+class Store(Ending, Connections):
     """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
@@ -233,7 +234,7 @@ def _describe(new: NewCheckpoint) -> Checkpoint:
         id="", job=new.job, name=new.unit.name, shape=new.unit.shape, ordinal=0, node=new.node,
         state=State.AVAILABLE if new.failure is None else State.FAILED, created_ns=new.created_ns, committed_ns=0,
         size=sum(entry.size for entry in files), files=len(files), metadata=new.metadata, parent=new.parent,
-        run=new.run, failure=new.failure, draft=new.draft,
+        run=new.run, failure=new.failure, draft=new.draft, origin=new.origin,
     )  # fmt: skip
 
 

@@ -15,9 +15,10 @@ from blake3 import blake3
 from msgspec import Struct
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, Job, Manifest, Run
+from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Run
 
 from .codec import seal, unseal
+from .named import Named
 
 T = TypeVar("T")
 NAME_HASH = 16  # bytes
@@ -66,6 +67,7 @@ class Table(StrEnum):
     TOTALS = "totals"
     JOBS = "jobs"
     RUNS = "runs"
+    CONNECTIONS = "connections"
 
 
 KINDS: dict[Table, type] = {
@@ -80,6 +82,7 @@ KINDS: dict[Table, type] = {
     Table.TOTALS: Totals,
     Table.JOBS: Job,
     Table.RUNS: Run,
+    Table.CONNECTIONS: Connection,
 }
 
 
@@ -129,6 +132,10 @@ class Tables:
             for _ in whole._scan(table, b"", kind):
                 pass
         return list(found)
+
+    def named(self, table: Table, kind: type[T]) -> Named[T]:
+        """The records of a table whose keys are names."""
+        return Named(self._transaction, self._tables[table], kind, table.value, self._problems)
 
     def _get(self, table: Table, key: bytes, kind: type[T]) -> T | None:
         raw = self._transaction.get(key, db=self._tables[table])

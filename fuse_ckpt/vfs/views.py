@@ -8,14 +8,16 @@ from collections.abc import Callable
 from functools import partial
 
 from fuse_ckpt.errors import CorruptBlob
-from fuse_ckpt.model import Checkpoint
+from fuse_ckpt.model import Checkpoint, State
 from fuse_ckpt.store import Store, Uses
 from fuse_ckpt.vfs.attributes import Attributes
 from fuse_ckpt.vfs.handles import ViewFile, read_only
 from fuse_ckpt.vfs.inodes import Inode, InodeTable
 from fuse_ckpt.vfs.snapshots import DIRECTORY_MODE, Node, Snapshots
 
+PUSHED = ".pushed"  # among the jobs, where no job can be called so: the checkpoints that belong to none
 LASTING = 3600.0  # seconds; committed bytes and names never change
+_SHOWN = frozenset({State.AVAILABLE, State.FAILED})
 
 ViewKey = tuple[str, ...]
 
@@ -68,9 +70,9 @@ class Views:
 
     def lookup(self, parent: ViewInode, name: str) -> Attributes:
         if parent.view is None:
-            if name not in {job.name for job in self._store.jobs()}:
+            if name not in self._jobs():
                 raise _missing()
-            return self.found(self.root(name))
+            return self.found(self.root("" if name == PUSHED else name))
         path = (*parent.path, name)
         tree = parent.node.tree
         node = parent.view.node(path) if tree is None else tree.node((*parent.node.inner, name))
@@ -112,7 +114,7 @@ class Views:
 
     def names(self, inode: ViewInode) -> list[bytes]:
         if inode.view is None:
-            return [os.fsencode(job.name) for job in self._store.jobs()]
+            return [os.fsencode(name) for name in self._jobs()]
         tree = inode.node.tree
         names = inode.view.names(inode.path) if tree is None else tree.names(inode.node.inner)
         return [os.fsencode(name) for name in names]
@@ -148,6 +150,11 @@ class Views:
                 if parent is not None and self._table.find(("view", job, *path.split("/"))) is not None:
                     found.append((parent.nid, os.fsencode(name)))
         return found
+
+    def _jobs(self) -> list[str]:
+        """What the list of jobs holds."""
+        pushed = [PUSHED] if self._store.checkpoints("", states=_SHOWN) else []
+        return [*pushed, *(job.name for job in self._store.jobs())]
 
     def _blob(self, digest: str) -> int:
         try:
