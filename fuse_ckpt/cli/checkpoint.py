@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fuse_ckpt.cli import access, formats, inspection, listing, render
+from fuse_ckpt.cli import access, formats, inspection, listing, render, scanning
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def _records(store: Store, job: str | None, status: str | None) -> list[listing.
 def inspect_checkpoint(settings: Settings, reference: str, as_json: bool) -> None:
     """Tell everything about one checkpoint, its files and their digests."""
     with access.store_with(settings, reference) as (store, [found]):
-        document = inspection.of_checkpoint(store.manifest(found.id))
+        manifest = store.manifest(found.id)
+        document = inspection.of_checkpoint(manifest, scanning.kept(store, manifest))
     click.echo(render.to_json(document) if as_json else render.to_yaml(document))
 
 

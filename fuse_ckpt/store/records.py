@@ -6,6 +6,7 @@
     by_name       BLAKE3-128(job \\0 name) n     → id                 n: the ordinal, 4 bytes, big-endian
     blobs         digest                        → Blob
     inodes        inode number                  → digest
+    scans         digest                        → Scan               what loading it would do; may be forgotten
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
 
@@ -29,7 +30,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, State
+from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan, State
 
 from .codec import seal, unseal
 
@@ -53,6 +54,7 @@ class Table(StrEnum):
     BY_NAME = "by_name"
     BLOBS = "blobs"
     INODES = "inodes"
+    SCANS = "scans"
     JOBS = "jobs"
     RUNS = "runs"
 
@@ -63,6 +65,7 @@ KINDS: dict[Table, type] = {
     Table.BY_NAME: bytes,
     Table.BLOBS: Blob,
     Table.INODES: bytes,
+    Table.SCANS: Scan,
     Table.JOBS: Job,
     Table.RUNS: Run,
 }
@@ -195,6 +198,12 @@ class Records:
         found = self._get(Table.INODES, INODE.pack(inode.ino), bytes)
         return None if found is None else found.hex()
 
+    def scan(self, digest: str) -> Scan | None:
+        return self._get(Table.SCANS, bytes.fromhex(digest), Scan)
+
+    def put_scan(self, digest: str, scan: Scan) -> None:
+        self._put(Table.SCANS, bytes.fromhex(digest), scan)
+
     # jobs and runs
 
     def job(self, name: str) -> Job | None:
@@ -258,12 +267,8 @@ class Records:
 
     def _items(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         cursor = self._transaction.cursor(db=self._tables[table])
-        if not cursor.set_range(prefix):
-            return
-        for key, value in cursor.iternext():
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        items = cursor.iternext() if cursor.set_range(prefix) else iter(())
+        return takewhile(lambda item: item[0].startswith(prefix), items)
 
     def _scan(self, table: Table, prefix: bytes, kind: type[T]) -> Iterator[T]:
         for key, raw in self._items(table, prefix):
