@@ -126,5 +126,5 @@ def _verdict(found: Findings, failed: list[str]) -> str:
     marked = f", {len(failed)} of them newly marked failed" if failed else ""
     return (
         f"{_count(damaged, 'checkpoint')} of {len(found.checkpoints)} damaged{marked}: save the same bytes again or"
-        " restore the blobs from a copy, then verify again; checkpoint fetch takes out what is still right."
+        " restore the blobs from a copy, then verify again; checkpoint fetch --include takes out what is right."
     )

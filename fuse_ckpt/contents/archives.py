@@ -41,14 +41,17 @@ class Member(Struct, frozen=True):
 
 
 class Archive:
-    """The members of a zip file, in the order of its directory. Raises Unreadable, TooMuch."""
+    """The members of a zip file, in the order of its directory, of at most `directory_max` bytes.
 
-    def __init__(self, window: Window) -> None:
+    Raises Unreadable, TooMuch.
+    """
+
+    def __init__(self, window: Window, directory_max: int = DIRECTORY_MAX) -> None:
         self.oddities: dict[str, None] = {}
         self._window = window
         self._directory_at, length, count = self._find_directory()
-        if length > DIRECTORY_MAX:
-            raise TooMuch("has a zip directory longer than 32 MiB, which was not read")
+        if length > directory_max:
+            raise TooMuch(f"has a zip directory longer than {directory_max:,} bytes, which was not read")
         self.members = list(self._read_directory(window.read(self._directory_at, length), count))
         self._by_name: dict[str, Member] = {}
         for member in self.members:

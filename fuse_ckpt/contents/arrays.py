@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from fuse_ckpt.contents.archives import Archive
 from fuse_ckpt.contents.dtypes import BITS
+from fuse_ckpt.contents.opcodes import Budget
 from fuse_ckpt.contents.reading import Blobs, Inflating, Unreadable, Window
 from fuse_ckpt.contents.tensors import Piece, extent
 from fuse_ckpt.contents.torch_files import archive_tensors
@@ -23,6 +24,10 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it begins, its shape
 FILES_MAX = 32  # open at once
 SPAN_MAX = 8 << 20  # bytes that are read at once for elements that do not lie side by side
 SPARSE = 4  # such elements are read one by one where the bytes between them are more than this times their own
+
+# There may be a million chunks, each a zip file of its own, of one tensor in five parts: 600 bytes, 40 opcodes.
+CHUNK_DIRECTORY_MAX = 64 * 1024
+CHUNK_OPCODES_MAX = 10_000
 
 _CODES = {"float": "f", "int": "i", "uint": "u", "qint": "i", "quint": "u", "complex": "c"}
 
@@ -75,7 +80,8 @@ class Files:
 
 def _unwrapped(window: Window, piece: Piece) -> Piece:
     """The piece in the file of torch.save that holds it alone."""
-    tensors = list(archive_tensors(Archive(window), piece.source))
+    archive = Archive(window, CHUNK_DIRECTORY_MAX)
+    tensors = list(archive_tensors(archive, piece.source, Budget(CHUNK_OPCODES_MAX)))
     if len(tensors) != 1 or tensors[0].shape != piece.shape or not tensors[0].pieces:
         raise Unreadable("has a chunk that is not what its .metadata says")
     return replace(tensors[0].pieces[0], origin=piece.origin)

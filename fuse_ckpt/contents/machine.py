@@ -28,7 +28,7 @@ def run(stream: io.BufferedReader, report: Report, budget: Budget) -> object:
         handler = _HANDLERS.get(name)
         if handler is None:
             report.constant(argument)
-            machine.stack.append(argument)
+            machine.push(budget.kept(argument))
         else:
             handler(machine, argument)
     return machine.pop()

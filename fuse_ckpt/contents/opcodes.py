@@ -13,21 +13,42 @@ from fuse_ckpt.contents.reading import MIB, NoPickle, TooMuch, Unreadable
 from fuse_ckpt.contents.symbols import Opaque
 
 OPCODES_MAX = 3_000_000  # of one file; about 75,000 tensors, seconds of work
-VALUE_MAX = 1 * MIB  # bytes of a string or number that is looked at; none that we need is longer
+VALUE_MAX = 1 * MIB  # bytes of a string that is looked at: it may be a pickle itself
+NUMBER_MAX = 400  # bytes or digits of a number
+KEPT_MAX = 4096  # bytes of a string that is kept as a value: names and keys are shorter
+TEXT_MAX = 64 * MIB  # of all strings that are kept
 LINE_MAX = 64 * 1024  # bytes of a line in the text forms
 
 Opcode = tuple[str, object]  # its name in pickletools, its argument
 
 
 class Budget:
-    """How many opcodes may still be read, over all pickles of a file."""
+    """How much may still be read, over all pickles of a file."""
 
     def __init__(self, opcodes: int = OPCODES_MAX) -> None:
-        self.left = opcodes
+        self._opcodes = opcodes
+        self._text = TEXT_MAX
+
+    def opcode(self) -> None:
+        """One more. Raises TooMuch."""
+        self._opcodes -= 1
+        if self._opcodes < 0:
+            raise TooMuch(f"has pickles of more than {OPCODES_MAX:,} opcodes, which were not read")
+
+    def kept(self, value: object) -> object:
+        """The value, if it is short enough to be kept. Raises TooMuch."""
+        if not isinstance(value, str | bytes):
+            return value
+        if len(value) > KEPT_MAX:
+            return Opaque.SKIPPED
+        self._text -= len(value)
+        if self._text < 0:
+            raise TooMuch("has pickles with more than 64 MiB of text, which were not read")
+        return value
 
 
 def opcodes(stream: io.BufferedReader, budget: Budget) -> Iterator[Opcode]:
-    """The opcodes up to STOP, where the stream is left. An argument of more than VALUE_MAX bytes is Opaque.SKIPPED.
+    """The opcodes up to STOP, where the stream is left. An argument that is too long is Opaque.SKIPPED.
 
     Raises Unreadable or ValueError where the pickle breaks off, TooMuch where the budget is used up.
     """
@@ -38,9 +59,7 @@ def opcodes(stream: io.BufferedReader, budget: Budget) -> Iterator[Opcode]:
         found = _OPCODES.get(code)
         if found is None:
             raise NoPickle("has a pickle with an opcode that does not exist")
-        budget.left -= 1
-        if budget.left < 0:
-            raise TooMuch(f"has pickles of more than {OPCODES_MAX:,} opcodes, which were not read")
+        budget.opcode()
         name, read = found
         yield name, (None if read is None else read(stream))
         if name == "STOP":
@@ -54,14 +73,16 @@ def _exactly(stream: io.BufferedReader, count: int) -> bytes:
     return data
 
 
-def _prefixed(length: struct.Struct, decode: Callable[[bytes], object]) -> Callable[[io.BufferedReader], object]:
+def _prefixed(
+    length: struct.Struct, decode: Callable[[bytes], object], longest: int = VALUE_MAX
+) -> Callable[[io.BufferedReader], object]:
     """A reader of a value whose length stands before it."""
 
     def read(stream: io.BufferedReader) -> object:
         (count,) = length.unpack(_exactly(stream, length.size))
         if count < 0:
             raise Unreadable("has a pickle with a value of negative length")
-        if count <= VALUE_MAX:
+        if count <= longest:
             return decode(_exactly(stream, count))
         end = stream.seek(count, io.SEEK_CUR)
         if end > stream.seek(0, io.SEEK_END):
@@ -127,7 +148,7 @@ def _integer(data: bytes) -> object:
 def _long_integer(data: bytes) -> object:
     digits = data.strip().removesuffix(b"L")
     # int() takes quadratic time, and no number that is meant is long.
-    return int(digits) if len(digits) <= 400 else Opaque.SKIPPED
+    return int(digits) if len(digits) <= NUMBER_MAX else Opaque.SKIPPED
 
 
 def _float(data: bytes) -> object:
@@ -147,7 +168,7 @@ _READERS: dict[str, Callable[[io.BufferedReader], object]] = {
     "uint8": _fixed("<Q"),
     "float8": _fixed(">d"),
     "long1": _prefixed(_U1, _little_endian),
-    "long4": _prefixed(_I4, _little_endian),
+    "long4": _prefixed(_I4, _little_endian, NUMBER_MAX),
     "string1": _prefixed(_U1, _latin),
     "string4": _prefixed(_I4, _latin),
     "bytes1": _prefixed(_U1, bytes),

@@ -56,8 +56,12 @@ class Report:
         """A string or number of the pickle."""
         if type(value) in (bytes, str) and value[:1] in (b"\x80", "\x80"):  # type: ignore[index]
             data = value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
-            if _may_be_pickle(data) and len(self.values) < VALUES_MAX:
+            if not _may_be_pickle(data):
+                return
+            if len(self.values) < VALUES_MAX:
                 self.values.append(data)
+            else:
+                self.odd("carries more pickles in its values than are looked at")
 
 
 def _may_be_pickle(data: bytes) -> bool:

@@ -23,6 +23,7 @@ from fuse_ckpt.model import SCAN_RULES, Scan
 
 INFLATED_MAX = 64 * MIB
 DEPTH_MAX = 3  # files within files
+PARTS_MAX = 1_000_000  # of zip files, all together
 DOUBTS_MAX = 20
 
 _PICKLE_NAME = re.compile(r".*\.(pt|pth|ckpt|bin|pkl|pickle|p|joblib|dill|distcp)", re.IGNORECASE | re.DOTALL)
@@ -77,6 +78,7 @@ class _Scanner:
         self._budget = Budget()
         self._doubts: dict[str, None] = {}
         self._pickles = 0
+        self._parts = 0
         self._inside: tuple[str, ...] = ()  # how names begin that are in the file itself
 
     def result(self) -> Scan:
@@ -108,7 +110,7 @@ class _Scanner:
         if depth > DEPTH_MAX:
             self._doubt("has files in files in files, which were not read")
         elif start.startswith(ZIP_START):
-            self._archive(Archive(window), depth)
+            self._archive(window, depth)
         elif start.startswith(NPY_START):
             self._array(window)
         elif start.startswith(_BINARY_PICKLES):
@@ -149,7 +151,7 @@ class _Scanner:
             return
         for _ in range(LEGACY_PREAMBLE + 1):
             self._run(stream)
-        for _ in storage_places(stream, self._run(stream), self._report):
+        for _ in storage_places(stream, self._run(stream), self._report, window.length):
             pass
         if stream.tell() != window.length:
             self._doubt("has bytes after its tensors")
@@ -195,7 +197,11 @@ class _Scanner:
 
     # files that hold others
 
-    def _archive(self, archive: Archive, depth: int) -> None:
+    def _archive(self, window: Window, depth: int) -> None:
+        if self._parts > PARTS_MAX:
+            raise TooMuch(f"has zip files of more than {PARTS_MAX:,} parts, which were not read")
+        archive = Archive(window)
+        self._parts += len(archive.members)
         archive.check()
         for oddity in archive.oddities:
             self._report.odd(oddity)

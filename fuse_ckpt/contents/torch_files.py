@@ -33,11 +33,12 @@ def is_script(archive: Archive) -> bool:
     return any(member.name.startswith(f"{archive.top}code/") for member in archive.members)
 
 
-def archive_tensors(archive: Archive, source: Source) -> Iterator[Tensor]:
+def archive_tensors(archive: Archive, source: Source, budget: Budget | None = None) -> Iterator[Tensor]:
     """The tensors of a zip file that `is_torch`. Raises Unreadable, TooMuch, or one of BROKEN."""
     pickle = archive.find(f"{archive.top}data.pkl")
-    assert pickle is not None
-    value = run(_stream(archive, pickle), Report(), Budget())
+    if pickle is None:
+        raise Unreadable("is no file of torch.save")
+    value = run(_stream(archive, pickle), Report(), budget or Budget())
     order = archive.find(f"{archive.top}byteorder")
     big_endian = order is not None and archive.content(order, MIB) == b"big"
 
@@ -56,12 +57,14 @@ def legacy_tensors(window: Window, source: Source) -> Iterator[Tensor]:
     """The tensors of a file that begins with LEGACY_START. Raises Unreadable, TooMuch, or one of BROKEN."""
     stream, report, budget = window.stream(), Report(), Budget()
     *_, machine, value, keys = (run(stream, report, budget) for _ in range(LEGACY_PREAMBLE + 2))
-    places = dict(storage_places(stream, keys, report))
+    places = dict(storage_places(stream, keys, report, window.length))
     little = machine.named().get("little_endian") if isinstance(machine, Dict) else True
     yield from _tensors(value, places.get, source, little is False)
 
 
-def storage_places(stream: io.BufferedReader, keys: object, report: Report) -> Iterator[tuple[str, _Place]]:
+def storage_places(
+    stream: io.BufferedReader, keys: object, report: Report, length: int
+) -> Iterator[tuple[str, _Place]]:
     """Where each storage lies that follows the pickles in the legacy format; the stream is left at their end.
 
     Raises Unreadable, LookupError, ValueError or struct.error where they are not there.
@@ -72,8 +75,8 @@ def storage_places(stream: io.BufferedReader, keys: object, report: Report) -> I
             raise Unreadable("has tensors without a key")
         (count,) = struct.unpack("<q", stream.read(8))
         size = size_of(report.storages[key].dtype or "uint8", count)
-        if size < 0:
-            raise Unreadable("has a tensor of negative size")
+        if size < 0 or end + 8 + size > length:
+            raise Unreadable("is cut off")
         yield key, (end + 8, size, "")
         end = stream.seek(end + 8 + size)
 
