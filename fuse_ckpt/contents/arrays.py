@@ -96,33 +96,47 @@ class Region:
         self._reader = reader
         self._at = piece.at
         self._type = raw_type(dtype, piece.big_endian)
+        self._room = bytearray()  # read into again and again: fresh memory costs more than what is done with it
 
     @property
     def extent(self) -> int:
         """The elements that it spans in its file."""
         return extent(self.shape, self.strides)
 
-    def box(self, start: Sequence[int], shape: Sequence[int]) -> Array:
-        """The elements of the box that begins at `start`, in the machine's own order of bytes."""
-        out = np.empty(tuple(shape), self._type.newbyteorder("="))
+    def box(self, start: Sequence[int], shape: tuple[int, ...]) -> Array:
+        """The elements of the box that begins at `start`, in the machine's own order of bytes; until the next call."""
+        native = self._type.newbyteorder("=")
         offset = sum(place * stride for place, stride in zip(start, self.strides, strict=True))
-        if out.size:
-            self._fill(out, self._at + offset * self._type.itemsize, self.strides)
+        at = self._at + offset * self._type.itemsize
+        if self._is_dense(shape, self.strides):
+            return self._view(shape, at, self.strides).astype(native, copy=False)
+        out = np.empty(shape, native)
+        self._fill(out, at, self.strides)
         return out
 
-    def _fill(self, out: Array, at: int, strides: Sequence[int]) -> None:
-        span = extent(out.shape, tuple(strides))
+    def _is_dense(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+        """Whether the elements lie so close together that all between the first and the last is read at once."""
+        span, count = extent(shape, strides), math.prod(shape)
+        return span <= SPARSE * count and span * self._type.itemsize <= max(SPAN_MAX, count * self._type.itemsize)
+
+    def _view(self, shape: tuple[int, ...], at: int, strides: tuple[int, ...]) -> Array:
         size = self._type.itemsize
-        if span <= SPARSE * out.size and span * size <= max(SPAN_MAX, out.nbytes):
-            data = self._reader.read_into(at, bytearray(span * size))
-            steps = [stride * size for stride in strides]
-            out[...] = np.lib.stride_tricks.as_strided(np.frombuffer(data, self._type), out.shape, steps)
+        length = extent(shape, strides) * size
+        if len(self._room) < length:
+            self._room = bytearray(length)
+        self._reader.read_into(at, memoryview(self._room)[:length])
+        flat = np.frombuffer(self._room, self._type, length // size)
+        return np.lib.stride_tricks.as_strided(flat, shape, [stride * size for stride in strides])
+
+    def _fill(self, out: Array, at: int, strides: tuple[int, ...]) -> None:
+        if self._is_dense(out.shape, strides):
+            out[...] = self._view(out.shape, at, strides)
             return
         widest = max(range(out.ndim), key=lambda axis: (out.shape[axis] - 1) * strides[axis])
+        rest = (strides[widest], *strides[:widest], *strides[widest + 1 :])
         for place in range(out.shape[widest]):
             inner = np.moveaxis(out, widest, 0)[place : place + 1]
-            rest = [strides[widest], *strides[:widest], *strides[widest + 1 :]]
-            self._fill(inner, at + place * strides[widest] * size, rest)
+            self._fill(inner, at + place * strides[widest] * self._type.itemsize, rest)
 
 
 def boxes(

@@ -56,19 +56,18 @@ class Window:
 
     def read(self, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`. Raises Unreadable where they are not there."""
-        return bytes(self.read_into(start, bytearray(self.part(start, length).length)))
+        buffer = bytearray(self.part(start, length).length)
+        self.read_into(start, memoryview(buffer))
+        return bytes(buffer)
 
-    def read_into(self, start: int, buffer: bytearray) -> bytearray:
+    def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start` on. Raises Unreadable where there are fewer."""
-        inner = self.part(start, len(buffer))
-        self._file.seek(inner.start)
-        view = memoryview(buffer)
-        while view:
-            count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._file.seek(self.part(start, len(buffer)).start)
+        while buffer:
+            count = self._file.readinto(buffer)  # type: ignore[attr-defined]
             if not count:
                 raise Unreadable("is cut off")
-            view = view[count:]
-        return buffer
+            buffer = buffer[count:]
 
     def peek(self, length: int) -> bytes:
         """Its first bytes, as many of `length` as there are."""
@@ -141,9 +140,8 @@ class Inflating:
             length -= len(pieces[-1])
         return b"".join(pieces)
 
-    def read_into(self, start: int, buffer: bytearray) -> bytearray:
+    def read_into(self, start: int, buffer: memoryview) -> None:
         buffer[:] = self.read(start, len(buffer))
-        return buffer
 
     def pieces(self, limit: int) -> Iterator[bytes]:
         """All that is left, or `limit` bytes of it, bit by bit. Raises Unreadable where it is cut off."""

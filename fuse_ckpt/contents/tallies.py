@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fuse_ckpt.contents.arrays import raw_type
 from fuse_ckpt.contents.dtypes import BITS
 
 Array = Any  # numpy's
@@ -22,11 +23,17 @@ _EIGHT_BITS = {
 }
 
 
+_TURNED = frozenset({"bfloat16", "complex32", *_EIGHT_BITS})  # types whose raw elements are not their numbers
+_SMALL, _LARGE = 1e-280, 1e280  # sums of squares that have lost nothing on the way
+
+
 class Tally:
     """Counts and norms, in 64-bit floats; differences are taken over the elements that are finite on both sides."""
 
     def __init__(self, before: str, after: str) -> None:
         self._types = before, after
+        self._integers = all(raw_type(one).kind in "iu" and one not in _TURNED for one in self._types)
+        self._rooms: dict[tuple[int, str], Array] = {}
         self.max_abs = 0.0
         self.nan = [0, 0]
         self.infinite = [0, 0]
@@ -43,29 +50,55 @@ class Tally:
 
     def add(self, before: Array, after: Array, weight: int = 1) -> None:
         """`before` and `after`: raw elements, of one shape. `weight`: how often they stand in the tensors."""
-        first, second = numbers(before.ravel(), self._types[0]), numbers(after.ravel(), self._types[1])
         with np.errstate(all="ignore"):
-            self._add(first, second, weight)
+            first, second = self._numbers(before, 0), self._numbers(after, 1)
+            if first.dtype.kind in "iu":
+                self._add_integers(first, second)
+            else:
+                self._add_floats(first, second, weight)
 
-    def _add(self, first: Array, second: Array, weight: int) -> None:
-        if first.dtype.kind in "iu" and second.dtype.kind in "iu":
-            self._add_integers(first, second)
-            return
-        first, second = _as_floats(first), _as_floats(second)
-        kept = self._finite(first, 0, weight) & self._finite(second, 1, weight)
-        if not kept.all():
-            first, second = first[kept], second[kept]
-        self._add_difference(np.subtract(second, first), first)
+    def _numbers(self, raw: Array, side: int) -> Array:
+        """As integers where both sides are, else as floats of 64 bits, or complex numbers of them."""
+        values = numbers(raw.ravel(), self._types[side])
+        if self._integers:
+            return values
+        room = self._room(side, values.size, complex_=values.dtype.kind == "c")
+        np.copyto(room, values)
+        return room
+
+    def _room(self, place: int, count: int, *, complex_: bool = False) -> Array:
+        """Memory that is used again and again: fresh memory costs more than what is done with it."""
+        kind = "c16" if complex_ else "f8"
+        room = self._rooms.get((place, kind))
+        if room is None or room.size < count:
+            room = self._rooms[place, kind] = np.empty(count, kind)
+        return room[:count]
+
+    def _add_floats(self, first: Array, second: Array, weight: int) -> None:
+        complex_ = "c" in (first.dtype.kind, second.dtype.kind)
+        difference = np.subtract(second, first, out=self._room(2, first.size, complex_=complex_))
+        squares = self._squares(difference), self._squares(first)
+        if not all(map(math.isfinite, squares)):  # else there is nothing among them that is not finite
+            kept = self._finite(first, 0, weight) & self._finite(second, 1, weight)
+            difference, first = difference[kept], first[kept]
+            squares = self._squares(difference), self._squares(first)
+        self._add_difference(difference, first, squares)
 
     def _add_integers(self, first: Array, second: Array) -> None:
         if first.dtype == second.dtype:
             # Unsigned arithmetic wraps around: the larger less the smaller is right whatever the sign.
             unsigned = np.dtype(f"u{first.dtype.itemsize}")
             apart = np.maximum(first, second).view(unsigned) - np.minimum(first, second).view(unsigned)
-            self._add_difference(apart.astype("f8"), first.astype("f8"))
+            difference, base = apart.astype("f8"), first.astype("f8")
         else:
-            first = first.astype("f8")
-            self._add_difference(second.astype("f8") - first, first)
+            base = first.astype("f8")
+            difference = second.astype("f8") - base
+        self._add_difference(difference, base, (self._squares(difference), self._squares(base)))
+
+    def _squares(self, values: Array) -> float:
+        """The sum of the squares. Not by BLAS: its threads would wait for each other at training's expense."""
+        flat = _real(values)
+        return float(np.add.reduce(np.multiply(flat, flat, out=self._room(3, flat.size))))
 
     def _finite(self, values: Array, side: int, weight: int) -> Array:
         finite = np.isfinite(values)
@@ -75,37 +108,48 @@ class Tally:
             self.infinite[side] += weight * (values.size - int(np.count_nonzero(finite)) - nan)
         return finite
 
-    def _add_difference(self, difference: Array, base: Array) -> None:
+    def _add_difference(self, difference: Array, base: Array, squares: tuple[float, float]) -> None:
         if difference.size:
-            self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
-            self._difference.add(difference)
-            self._base.add(base)
+            self.max_abs = max(self.max_abs, float(np.abs(difference, out=self._room(3, difference.size)).max()))
+            self._difference.add(difference, squares[0])
+            self._base.add(base, squares[1])
 
 
 class _Norm:
-    """A Euclidean norm, kept as scale² · sum so that no square overflows."""
+    """A Euclidean norm, kept as scale² · sum so that no square is lost that is too large or too small for a float."""
 
     def __init__(self) -> None:
         self.scale = 0.0
         self._sum = 0.0
 
-    def add(self, values: Array) -> None:
-        flat = values.view("f8") if values.dtype.kind == "c" else values
-        largest = float(np.abs(flat).max())
-        if largest == 0 or self.scale == math.inf:
+    def add(self, values: Array, squares: float) -> None:
+        """`squares`: the sum of their squares, as far as that can be trusted."""
+        if _SMALL < squares < _LARGE:
+            self._combine(math.sqrt(squares), 1.0)
             return
+        flat = _real(values)
+        largest = float(np.abs(flat).max())
         if largest == math.inf:  # a difference of two large numbers: from here on there is no norm
             self.scale = largest
+        elif largest:
+            self._combine(largest, float(np.add.reduce((flat / largest) ** 2)))
+
+    def _combine(self, scale: float, total: float) -> None:
+        if self.scale == math.inf:
             return
-        if largest > self.scale:
-            self._sum *= (self.scale / largest) ** 2
-            self.scale = largest
-        scaled = flat / self.scale
-        self._sum += float(scaled @ scaled)
+        if scale > self.scale:
+            self._sum = self._sum * (self.scale / scale) ** 2 + total
+            self.scale = scale
+        else:
+            self._sum += total * (scale / self.scale) ** 2
 
     def value(self, unit: float) -> float:
         """The norm, in units of `unit`."""
         return self.scale / unit * math.sqrt(self._sum)
+
+
+def _real(values: Array) -> Array:
+    return values.view("f8") if values.dtype.kind == "c" else values
 
 
 def numbers(raw: Array, dtype: str) -> Array:
@@ -115,17 +159,13 @@ def numbers(raw: Array, dtype: str) -> Array:
     if dtype == "complex32":
         return raw.view("f2").astype("f4").view("c8")
     if dtype in _EIGHT_BITS:
-        return _table(dtype)[raw]
+        return _table(dtype).take(raw)
     return raw
 
 
 def comparable(dtype: str) -> bool:
     """Whether its elements are numbers here, and not bits only."""
     return BITS[dtype] % 8 == 0 and dtype != "float4_e2m1fn_x2"
-
-
-def _as_floats(values: Array) -> Array:
-    return values.astype("c16" if values.dtype.kind == "c" else "f8")
 
 
 @cache

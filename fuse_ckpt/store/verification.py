@@ -18,7 +18,7 @@ from .layout import Layout
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 STEP = 0.1  # seconds between two words of progress
-WIDE_CHUNK = 8 << 20  # bytes; BLAKE3's own threads want more at once than one of them
+WIDE_CHUNK = 2 << 20  # bytes; BLAKE3's own threads want more at once than one of them
 
 
 class Damage(Struct, frozen=True):
