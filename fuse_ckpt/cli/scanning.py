@@ -42,7 +42,8 @@ def scan(settings: Settings, reference: str, allow: tuple[str, ...], again: bool
     A file is safe if all that it names is what torch.load(weights_only=True) of torch 2.13 accepts, or, in a
     .metadata, what torch.distributed.checkpoint writes there. Looked into are the files of torch.save, pickles of any
     name and protocol, the shards that a .metadata names, numpy's arrays of objects, and files of these in zip files or
-    compressed. What cannot be read to its end is never safe. What was found is kept for each file's bytes.
+    compressed. What cannot be read to its end is never safe. Source code (.py) is not looked into, and neither is
+    what Keras keeps in .h5 files. What was found is kept for each file's bytes.
 
     \b
     fuse-ckpt checkpoint scan run-from-elsewhere && python evaluate.py

@@ -35,7 +35,7 @@ def run(stream: io.BufferedReader, report: Report, budget: Budget) -> object:
 
 
 def _python_3(module: str, name: str) -> Global:
-    """The name as Python 3's unpickler looks for it: Python 2's modules have moved since."""
+    """The name as Python 3's unpickler looks for it below protocol 3: Python 2's modules have moved since."""
     if (module, name) in NAME_MAPPING:
         return Global(*NAME_MAPPING[module, name])
     return Global(IMPORT_MAPPING.get(module, module), name)
@@ -46,6 +46,7 @@ class _Machine:
         self.stack: list[object] = []
         self.outer: list[list[object]] = []  # the stacks below each mark
         self.memo: dict[int, object] = {}
+        self.protocol = 0
         self.report = report
 
     def pop(self, _: object = None) -> object:
@@ -53,6 +54,9 @@ class _Machine:
 
     def push(self, value: object) -> None:
         self.stack.append(value)
+
+    def tell_protocol(self, version: object) -> None:
+        self.protocol = _index(version)
 
     # marks and memo
 
@@ -155,7 +159,7 @@ class _Machine:
         self.push(Opaque.UNKNOWN)
 
     def _name(self, module: str, name: str) -> None:
-        found = _python_3(module, name)
+        found = _python_3(module, name) if self.protocol < 3 else Global(module, name)
         self.report.named(found)
         self.push(found)
 
@@ -220,7 +224,7 @@ class _Machine:
 
 def _index(value: object) -> int:
     if not isinstance(value, int) or value < 0:
-        raise Unreadable("has a pickle with a memo that has no number")
+        raise Unreadable("has a pickle with a number that is none")
     return value
 
 
@@ -234,7 +238,7 @@ def _tuple(count: int) -> Callable[[_Machine, object], None]:
 
 # What is not here pushes its argument: the numbers and the strings.
 _HANDLERS: dict[str, Callable[[_Machine, object], object]] = {
-    "PROTO": _Machine.nothing,
+    "PROTO": _Machine.tell_protocol,
     "FRAME": _Machine.nothing,
     "STOP": _Machine.nothing,
     "NONE": _pushing(None),

@@ -25,11 +25,13 @@ INFLATED_MAX = 64 * MIB
 DEPTH_MAX = 3  # files within files
 PARTS_MAX = 1_000_000  # of zip files, all together
 DOUBTS_MAX = 20
+ZIP_END, ZIP_END_MAX = b"PK\x05\x06", 22 + 0xFFFF  # how it begins; with the longest comment
 
 _PICKLE_NAME = re.compile(r".*\.(pt|pth|ckpt|bin|pkl|pickle|p|joblib|dill|distcp)", re.IGNORECASE | re.DOTALL)
 _RECORDS_NAME = re.compile(r"(__\d+)?\.metadata")
 _BINARY_PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
-_COMPRESSED_NAME = re.compile(r".*\.(gz|bz2|xz|lzma|z)", re.IGNORECASE | re.DOTALL)
+_COMPRESSED_NAME = re.compile(r"(.*)\.(gz|tgz|bz2|xz|lzma|z)", re.IGNORECASE | re.DOTALL)
+_ARCHIVE_NAME = re.compile(r".*\.(zip|npz|keras)", re.IGNORECASE | re.DOTALL)
 _COMPRESSED: dict[bytes, Callable[[], Decompressor]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
     b"x\x01": zlib.decompressobj,
@@ -41,7 +43,7 @@ _COMPRESSED: dict[bytes, Callable[[], Decompressor]] = {
     b"]\x00\x00": lzma.LZMADecompressor,
 }
 _OTHER_COMPRESSED = (b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")  # lz4, zstd
-_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
+_TAR_SUM = slice(148, 156)  # in the header of 512 bytes
 
 
 def scan_file(window: Window, path: str) -> Scan:
@@ -115,19 +117,23 @@ class _Scanner:
             self._array(window)
         elif start.startswith(_BINARY_PICKLES):
             self._stream(window, start)
-        elif _PICKLE_NAME.fullmatch(name) or _COMPRESSED_NAME.fullmatch(name) or is_records(name):
-            self._by_name(window, name, start, depth)
+        elif _is_tar(start):
+            self._doubt("is a tar file; what is in it was not read")
+        elif (compressed := _COMPRESSED_NAME.fullmatch(name)) or _PICKLE_NAME.fullmatch(name) or is_records(name):
+            self._by_name(window, compressed[1] if compressed else name, start, depth)
+        elif _ARCHIVE_NAME.fullmatch(name) and _ends_as_zip(window):
+            self._doubt("ends as a zip file and does not begin as one")
 
     def _by_name(self, window: Window, name: str, start: bytes, depth: int) -> None:
-        """A file that only its name calls a pickle: compressed, an archive of old, or of a protocol without a mark."""
+        """A file that only its name calls a pickle: it is compressed, or of a protocol without a mark."""
         engine = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
         if engine is not None:
             self.file(_memory(_inflated(window, engine)), name, depth + 1)
         elif start.startswith(_OTHER_COMPRESSED):
             self._doubt("is compressed in a way that is not read here")
-        elif start[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
-            self._doubt("is a tar file, as torch wrote them until 2017; what is in it was not read")
-        elif not _COMPRESSED_NAME.fullmatch(name):
+        elif _ends_as_zip(window):
+            self._doubt("ends as a zip file and does not begin as one")
+        else:
             self._perhaps_pickle(window, start)
 
     def _perhaps_pickle(self, window: Window, start: bytes) -> None:
@@ -234,6 +240,23 @@ def _loaded(archive: Archive, by_torch: bool) -> Iterator[Member]:
 def _as_window(archive: Archive, member: Member) -> Window:
     opened = archive.opened(member)
     return opened if isinstance(opened, Window) else _memory(archive.content(member, INFLATED_MAX))
+
+
+def _is_tar(start: bytes) -> bool:
+    """By the sum in its first header: the oldest kind of tar has no other mark, and torch's loader tries it first."""
+    if len(start) < 512:
+        return False
+    try:
+        told = int(start[_TAR_SUM].strip(b" \0") or b"x", 8)
+    except ValueError:
+        return False
+    return told == sum(start[:148]) + 8 * ord(" ") + sum(start[156:])
+
+
+def _ends_as_zip(window: Window) -> bool:
+    """Programs that look for a zip file's end would take it for one."""
+    length = min(window.length, ZIP_END_MAX)
+    return ZIP_END in window.read(window.length - length, length)
 
 
 def _is_a_name(name: str) -> bool:

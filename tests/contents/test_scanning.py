@@ -7,6 +7,7 @@ import io
 import lzma
 import pickle
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
@@ -143,6 +144,21 @@ def test_text_forms_have_no_mark_and_are_found() -> None:
         assert scanned(data, "state.pkl").others == ("os.system",)
 
 
+def tarred(kind: str) -> bytes:
+    """A tar file as torch's loader looks for one before all else, with a name that begins no pickle."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        member = tarfile.TarInfo("\u00ff")
+        member.size = len(EVIL)
+        archive.addfile(member, io.BytesIO(EVIL))
+    data = bytearray(made.getvalue())
+    if kind == "v7":
+        data[257:265] = bytes(8)
+        data[148:156] = b" " * 8
+        data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data)
+
+
 FILES = {
     "two pickles": pickle.dumps({}) + EVIL,
     "a pickle behind plain bytes": pickle.dumps({}) + b"\0\0\0" + EVIL,
@@ -157,6 +173,10 @@ FILES = {
     "zlib": zlib.compress(EVIL),
     "bz2": bz2.compress(EVIL),
     "xz": lzma.compress(EVIL),
+    "a text pickle in gzip": gzip.compress(b"cos\nsystem\n(S'true'\ntR."),
+    "tar": tarred("ustar"),
+    "tar of the oldest kind": tarred("v7"),
+    "a zip at the end": b"\xff" + torch_zip(EVIL),
     "a broken pickle": EVIL[:-1],
     "a pickle that ends in nothing": EVIL[:-1] + b"\xff\xff",
 }
@@ -167,6 +187,12 @@ def test_no_place_in_a_file_hides_it(what: str) -> None:
     found = scanned(FILES[what], "model.pkl")
     assert not found.safe
     assert "os.system" in found.others or found.doubts
+
+
+@pytest.mark.parametrize("path", ["a.nemo", "a.tar", "b.pkl.gz", "c.tgz", "d.npz", "e.zip"])
+def test_files_of_files_are_at_least_not_known(path: str) -> None:
+    data = {"a": tarred("ustar"), "b": FILES["a text pickle in gzip"], "c": gzip.compress(tarred("v7"))}
+    assert not scanned(data.get(path[0], b"x" + torch_zip(EVIL)), path).safe
 
 
 @pytest.mark.parametrize(
