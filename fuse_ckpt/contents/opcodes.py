@@ -19,6 +19,8 @@ KEPT_MAX = 4096  # bytes of a string that is kept as a value: names and keys are
 TEXT_MAX = 64 * MIB  # of all strings that are kept
 LINE_MAX = 64 * 1024  # bytes of a line in the text forms
 
+_AT_FRAMES = frozenset({"FRAME", "STOP"})
+
 Opcode = tuple[str, object]  # its name in pickletools, its argument
 
 
@@ -52,6 +54,7 @@ def opcodes(stream: io.BufferedReader, budget: Budget) -> Iterator[Opcode]:
 
     Raises Unreadable or ValueError where the pickle breaks off, TooMuch where the budget is used up.
     """
+    frame_end = 0
     while True:
         code = stream.read(1)
         if not code:
@@ -61,7 +64,13 @@ def opcodes(stream: io.BufferedReader, budget: Budget) -> Iterator[Opcode]:
             raise NoPickle("has a pickle with an opcode that does not exist")
         budget.opcode()
         name, read = found
-        yield name, (None if read is None else read(stream))
+        argument = None if read is None else read(stream)
+        if name in _AT_FRAMES:
+            if stream.tell() < frame_end:
+                # Whoever loads the next pickle begins behind the frame, and that would not be where we begin.
+                raise Unreadable("has a pickle that ends, or begins a frame, within a frame")
+            frame_end = stream.tell() + argument if isinstance(argument, int) else 0
+        yield name, argument
         if name == "STOP":
             return
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
@@ -170,7 +172,10 @@ class Inflating:
                 count = min(self.STEP, self._packed.length - self._fed)
                 self._rest = self._packed.read(self._fed, count)
                 self._fed += count
-            data = self._engine.decompress(self._rest, length)
+            try:
+                data = self._engine.decompress(self._rest, length)
+            except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise Unreadable("is broken where it is compressed") from error
             self._rest = getattr(self._engine, "unconsumed_tail", b"")
             if data or self._engine.eof:
                 self._at += len(data)

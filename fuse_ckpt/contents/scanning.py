@@ -22,6 +22,7 @@ from fuse_ckpt.contents.torch_files import LEGACY_PREAMBLE, LEGACY_START, is_scr
 from fuse_ckpt.model import SCAN_RULES, Scan
 
 INFLATED_MAX = 64 * MIB
+LZMA_MAX = 128 * MIB  # of memory; xz -9 asks for 65 MiB, a hostile file for 4 GiB
 DEPTH_MAX = 3  # files within files
 PARTS_MAX = 1_000_000  # of zip files, all together
 DOUBTS_MAX = 20
@@ -39,8 +40,8 @@ _COMPRESSED: dict[bytes, Callable[[], Decompressor]] = {
     b"x\x9c": zlib.decompressobj,
     b"x\xda": zlib.decompressobj,
     b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ": lzma.LZMADecompressor,
-    b"]\x00\x00": lzma.LZMADecompressor,
+    b"\xfd7zXZ": lambda: lzma.LZMADecompressor(memlimit=LZMA_MAX),
+    b"]\x00\x00": lambda: lzma.LZMADecompressor(memlimit=LZMA_MAX),
 }
 _OTHER_COMPRESSED = (b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd")  # lz4, zstd
 _TAR_SUM = slice(148, 156)  # in the header of 512 bytes

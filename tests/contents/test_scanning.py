@@ -174,6 +174,7 @@ FILES = {
     "bz2": bz2.compress(EVIL),
     "xz": lzma.compress(EVIL),
     "a text pickle in gzip": gzip.compress(b"cos\nsystem\n(S'true'\ntR."),
+    "a frame that is longer than its pickle": b"\x80\x04\x95\x20" + bytes(7) + b"N.C" + bytes([90]) + bytes(28) + EVIL,
     "tar": tarred("ustar"),
     "tar of the oldest kind": tarred("v7"),
     "a zip at the end": b"\xff" + torch_zip(EVIL),
@@ -187,6 +188,15 @@ def test_no_place_in_a_file_hides_it(what: str) -> None:
     found = scanned(FILES[what], "model.pkl")
     assert not found.safe
     assert "os.system" in found.others or found.doubts
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, bz2.compress, lzma.compress])
+def test_a_broken_compression_is_not_known(pack: Callable[[bytes], bytes]) -> None:
+    whole = pack(pickle.dumps(list(range(1000))))
+    assert scanned(whole, "x.pkl").safe
+    for data in (whole[:-20], whole[:20] + bytes(20) + whole[40:], whole + b"more", pack(EVIL) + pack(EVIL)):
+        found = scanned(data, "x.pkl")
+        assert found.doubts, data
 
 
 @pytest.mark.parametrize("path", ["a.nemo", "a.tar", "b.pkl.gz", "c.tgz", "d.npz", "e.zip"])
