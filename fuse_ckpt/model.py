@@ -191,6 +191,29 @@ class NewCheckpoint(Struct, frozen=True):
     origin: Origin | None = None
 
 
+SCAN_RULES = 1  # the version of the rules in fuse_ckpt.contents; what an older one found is not used
+
+
+class Scan(Struct, frozen=True, omit_defaults=True):
+    """What loading a file with pickles in it would import and call, found out without loading it.
+
+    Names are `module.name`. `allowed` and `others` are what its pickles import, by the list of `fuse_ckpt.contents`.
+    """
+
+    rules: int  # SCAN_RULES as they were
+    pickles: int = 0
+    allowed: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()  # of the others: not imported only
+    oddities: tuple[str, ...] = ()  # what it would do besides, each what follows "it"
+    doubts: tuple[str, ...] = ()  # why it cannot be told, each what follows "it"
+    by: str = ""  # how it was looked at: a file is read as its name, and other files, say
+
+    @property
+    def safe(self) -> bool:
+        return not (self.others or self.oddities or self.doubts)
+
+
 class RunStatus(StrEnum):
     """How a run of a training job stands."""
 

@@ -12,12 +12,15 @@ from click.exceptions import NoArgsIsHelpError
 
 from fuse_ckpt.cli import formats
 from fuse_ckpt.cli.checkpoint import checkpoint
+from fuse_ckpt.cli.contents import diff, show
 from fuse_ckpt.cli.doctor import doctor
 from fuse_ckpt.cli.mounting import browse, mount, umount
+from fuse_ckpt.cli.scanning import scan
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.cli.statistics import stats
 from fuse_ckpt.cli.storage import storage
 from fuse_ckpt.cli.training import training
+from fuse_ckpt.cli.verifying import verify
 from fuse_ckpt.errors import FuseCkptError
 
 EXIT_CODES = (
@@ -48,6 +51,8 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
 
 for _command in (training, checkpoint, storage, mount, umount, browse, stats, doctor):
     program.add_command(_command)
+for _command in (show, diff, scan, verify):
+    checkpoint.add_command(_command)
 
 
 def _add_exit_codes(command: click.Command) -> None:

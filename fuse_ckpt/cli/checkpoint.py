@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from fuse_ckpt.cli import access, inspection, lifecycle, listing, render
+from fuse_ckpt.cli import access, inspection, lifecycle, listing, render, scanning
 from fuse_ckpt.cli.collecting import gc
 from fuse_ckpt.cli.exporting import export_checkpoint, push_checkpoint
 from fuse_ckpt.cli.fetching import fetch_checkpoint, pull_checkpoint
@@ -127,7 +127,8 @@ def _fits(name: str, wanted: _Wanted) -> bool:
 def inspect_checkpoint(settings: Settings, reference: str, as_json: bool) -> None:
     """Tell everything about one checkpoint, its files and their digests."""
     with access.store_with(settings, reference) as (store, [found]):
-        document = inspection.of_checkpoint(store.manifest(found.id))
+        manifest = store.manifest(found.id)
+        document = inspection.of_checkpoint(manifest, scanning.kept(store, manifest))
     click.echo(render.to_json(document) if as_json else render.to_yaml(document))
 
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 Document = dict[str, object]
 
 
-def of_checkpoint(manifest: Manifest) -> Document:
-    """Everything that the store knows of a checkpoint."""
+def of_checkpoint(manifest: Manifest, scan: Document | None = None) -> Document:
+    """Everything that the store knows of a checkpoint. `scan`: what a scan of its files has found, if it is known."""
     checkpoint = manifest.checkpoint
     return {
         "kind": "checkpoint",
         "metadata": {"name": checkpoint.name, "id": checkpoint.id},
         "spec": _origin(checkpoint),
-        "status": _status(manifest),
+        "status": _status(manifest) | ({} if scan is None else {"scan": scan}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from .accounts import Plan, Space
 from .blobs import Adopted
+from .checks import Findings
 from .collection import Tidied
 from .ending import WorkFile
 from .layout import Layout
@@ -10,12 +11,15 @@ from .locks import Lease, Lock
 from .retention import NO_POLICY, Decision, Policy, parse_duration, parse_policy
 from .store import Store
 from .uses import Uses
+from .verification import Damage
 
 __all__ = [
     "NO_POLICY",
     "SORTABLE",
     "Adopted",
+    "Damage",
     "Decision",
+    "Findings",
     "Layout",
     "Lease",
     "Lock",

@@ -102,6 +102,8 @@ class BlobRecords(Tables):
             inode = INODE.pack(found.ino)
             if digest not in kept and self._inode(inode) == key:
                 self._delete(Table.INODES, inode)
+            if digest not in kept:
+                self._delete(Table.SCANS, key)
             self._delete(Table.GARBAGE, key)
         totals = self.totals()
         self._put(Table.TOTALS, _TOTALS, replace(totals, collections=totals.collections + 1))

@@ -18,7 +18,7 @@ from fuse_ckpt.errors import CommitFailed
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import InodeKey
 
-from .durable import chunks, copy_file, fsync_directory, make_directory
+from .durable import chunks, copy_file, fsync_directory, make_directory, same_bytes
 from .layout import Layout
 
 # Where an inode cannot take another name: too many links, another filesystem, not ours to link, unlinked (or no /proc).
@@ -94,7 +94,7 @@ class Blobs:
         if existing is not None and os.path.samestat(existing, source):
             self._sync(target)
             return True
-        if existing is not None and existing.st_size == source.st_size and self._trusted(digest, existing):
+        if existing is not None and self._trusted(digest, existing) and _is_same(fd, source.st_size, target):
             return False
         self._make_fan_out(target.parent)
         fault("adopt:link")
@@ -140,6 +140,25 @@ def digest_of(fd: int) -> str:
     for chunk in chunks(fd):
         hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def _is_same(fd: int, size: int, target: Path) -> bool:
+    """Whether the blob at `target` still has the bytes of `fd`, by comparing them.
+
+    A name and a size are no proof: a bit that flipped on the disk would be handed on to every later save of the same
+    bytes, and the good copy, which is here at this moment, would be let go. A blob that cannot be read is none.
+    """
+    fault("adopt:compare")
+    try:
+        existing = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return os.fstat(existing).st_size == size and same_bytes(fd, existing)
+    except OSError:
+        return False
+    finally:
+        os.close(existing)
 
 
 def _link_or_copy(fd: int, path: Path) -> bool:

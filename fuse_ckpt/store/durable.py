@@ -68,9 +68,21 @@ def copy_file(fd: int, path: Path, mode: int = 0o400) -> None:
         os.close(out)
 
 
-def chunks(fd: int) -> Iterator[memoryview]:
+def same_bytes(first: int, second: int) -> bool:
+    """Whether the files of two descriptors hold the same bytes."""
+    # Compared whole, a hundred times faster than by views: behind a short read both have what was equal before.
+    one, other = bytearray(CHUNK), bytearray(CHUNK)
+    offset = 0
+    while count := os.preadv(first, [one], offset):
+        if os.preadv(second, [memoryview(other)[:count]], offset) != count or one != other:
+            return False
+        offset += count
+    return not os.preadv(second, [other], offset)
+
+
+def chunks(fd: int, size: int = CHUNK) -> Iterator[memoryview]:
     """The bytes of `fd` from its beginning, without moving its position. A chunk is valid until the next one."""
-    buffer = bytearray(CHUNK)
+    buffer = bytearray(size)
     view = memoryview(buffer)
     offset = 0
     while count := os.preadv(fd, [buffer], offset):

@@ -10,6 +10,7 @@
     garbage       digest                        → Garbage            its file may be there still, and has to go
     left          job \\0 BLAKE3-128(job \\0 name) → Left            collected, and perhaps in the working tree
     totals        "blobs"                       → Totals
+    scans         digest                        → Scan               what loading it would do; may be forgotten
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
     connections   name                          → Connection
@@ -28,7 +29,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run
+from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan
 
 from . import briefs
 from .codec import is_sealed
@@ -140,6 +141,12 @@ class Records(Listings):
     def forget_left(self, job: str, names: Collection[str]) -> None:
         for key in self.left_but(job, names):
             self._delete(Table.LEFT, key)
+
+    def scan(self, digest: str) -> Scan | None:
+        return self._get(Table.SCANS, bytes.fromhex(digest), Scan)
+
+    def put_scan(self, digest: str, scan: Scan) -> None:
+        self._put(Table.SCANS, bytes.fromhex(digest), scan)
 
     # jobs and runs
 

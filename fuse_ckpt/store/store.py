@@ -15,12 +15,13 @@ from typing import Self, TypeVar
 import uuid_utils
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import CommitFailed, CorruptRecord, UnknownCheckpoint
+from fuse_ckpt.errors import CommitFailed
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, InodeKey, Kind, Manifest, NewCheckpoint, State
 
 from . import ids, locks, references, upkeep
 from .blobs import Adopted, Blobs
+from .checks import Checks
 from .connections import Connections
 from .ending import Ending
 from .format import prepare
@@ -34,7 +35,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Ending, Connections):
+class Store(Ending, Checks, Connections):
     """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
@@ -204,27 +205,6 @@ class Store(Ending, Connections):
         """
         upkeep.recover(self.layout, self._index)
         self.keep_reserve()
-
-    def verify(self, checkpoints: Iterable[str] | None = None) -> list[str]:
-        """Read the blobs of `checkpoints` (ids; default: all available ones, and every record) again.
-
-        Returns a sentence for each thing that is not as it was stored. Errors: UnknownCheckpoint.
-        """
-        ids_wanted = (
-            [one.id for one in self.checkpoints(states={State.AVAILABLE})] if checkpoints is None else checkpoints
-        )
-        problems = dict.fromkeys(self._index.read(Records.damage) if checkpoints is None else ())
-        manifests = []
-        for one in ids_wanted:
-            try:
-                manifests.append(self.manifest(one))
-            except UnknownCheckpoint:
-                if checkpoints is not None:
-                    raise  # else it was deleted meanwhile
-            except CorruptRecord as error:
-                problems[str(error)] = None
-        digests = self._index.read(Records.digests)
-        return [*problems, *upkeep.verify(self.layout, manifests, digests)]
 
 
 def _describe(new: NewCheckpoint) -> Checkpoint:

@@ -15,7 +15,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Run
+from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Run, Scan
 
 from .codec import seal, unseal
 from .named import Named
@@ -68,6 +68,7 @@ class Table(StrEnum):
     JOBS = "jobs"
     RUNS = "runs"
     CONNECTIONS = "connections"
+    SCANS = "scans"
 
 
 KINDS: dict[Table, type] = {
@@ -83,6 +84,7 @@ KINDS: dict[Table, type] = {
     Table.JOBS: Job,
     Table.RUNS: Run,
     Table.CONNECTIONS: Connection,
+    Table.SCANS: Scan,
 }
 
 

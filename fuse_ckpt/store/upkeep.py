@@ -1,4 +1,4 @@
-"""Clearing away what a crash left behind, and reading everything again to see whether it is still right."""
+"""Clearing away what a crash left behind."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Entry, Manifest, State
-
 from . import locks
-from .blobs import digest_of
-from .codec import manifest_from_json
 from .index import Index
 from .layout import Layout
-from .records import Records
 
 STALE = 3600.0  # seconds; nobody takes so long to make a thing in tmp/
 CRASHES_MAX = 8  # manifests without a record; each crash leaves at most one, so more of them mean a lost index
@@ -46,43 +40,6 @@ def recover(layout: Layout, index: Index) -> None:
             return
         with gc, locks.exclusive(layout.lock("publish")):
             _remove_blobs(fan_out, index)
-
-
-def verify(layout: Layout, manifests: Sequence[Manifest], digests: set[str]) -> list[str]:
-    """A sentence for each file of `manifests` whose blob is missing, damaged, or named by no record (`digests`)."""
-    verdicts: dict[str, str] = {}
-    problems = []
-    for manifest in manifests:
-        for entry in (*manifest.entries, *manifest.companions):
-            if not entry.digest:
-                continue
-            if entry.digest not in verdicts:
-                verdicts[entry.digest] = _verdict(layout, entry, entry.digest in digests)
-            if verdicts[entry.digest]:
-                head = manifest.checkpoint
-                problems.append(f"{head.id} ({head.job}/{head.name}): {entry.path!r}: {verdicts[entry.digest]}.")
-    return problems
-
-
-def _verdict(layout: Layout, entry: Entry, recorded: bool) -> str:
-    """What is wrong with a blob; "" where nothing is."""
-    try:
-        fd = os.open(layout.blob(entry.digest), os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return f"blob {entry.digest} is missing"
-    except OSError as error:
-        return f"blob {entry.digest} cannot be read: {error.strerror}"
-    try:
-        size = os.fstat(fd).st_size
-        if size != entry.size:
-            return f"blob {entry.digest} has {size} bytes instead of {entry.size}"
-        if digest_of(fd) != entry.digest:
-            return f"blob {entry.digest} is damaged: its bytes have another digest"
-    except OSError as error:
-        return f"blob {entry.digest} cannot be read: {error.strerror}"
-    finally:
-        os.close(fd)
-    return "" if recorded else f"blob {entry.digest} has no record in the index"
 
 
 def _remove_blobs(fan_out: Path, index: Index) -> None:
