@@ -19,6 +19,7 @@
     ├── StoreUnusable            1  the store cannot be opened here
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
+    ├── NotReached               1  what was waited for did not come
     └── NotStarted             125  `training run` failed before its command began
         ├── NotExecutable      126  the command cannot be executed, as a shell says it
         └── NotThere           127  the command is not there, as a shell says it
@@ -129,6 +130,10 @@ class CommitFailed(FuseCkptError):
 
 class MountFailed(FuseCkptError):
     """This machine cannot mount (no /dev/fuse, no fusermount3, no privilege), or the mount went wrong."""
+
+
+class NotReached(FuseCkptError):
+    """What was waited for did not come: it failed, or the time was up."""
 
 
 class NotStarted(FuseCkptError):

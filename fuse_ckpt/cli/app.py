@@ -13,6 +13,8 @@ from click.exceptions import NoArgsIsHelpError
 from fuse_ckpt.cli import formats
 from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.doctor import doctor
+from fuse_ckpt.cli.following import wait, watch
+from fuse_ckpt.cli.lineage import lineage
 from fuse_ckpt.cli.mounting import browse, mount, stats, umount
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.cli.training import training
@@ -45,6 +47,8 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
 
 for _command in (training, checkpoint, mount, umount, browse, stats, doctor):
     program.add_command(_command)
+for _command in (wait, watch, lineage):
+    checkpoint.add_command(_command)
 
 
 def _add_exit_codes(command: click.Command) -> None:
