@@ -16,6 +16,7 @@ from fuse_ckpt.cli.doctor import doctor
 from fuse_ckpt.cli.following import wait, watch
 from fuse_ckpt.cli.lineage import lineage
 from fuse_ckpt.cli.mounting import browse, mount, stats, umount
+from fuse_ckpt.cli.plotting import plot
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.cli.training import training
 from fuse_ckpt.errors import FuseCkptError
@@ -47,7 +48,7 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
 
 for _command in (training, checkpoint, mount, umount, browse, stats, doctor):
     program.add_command(_command)
-for _command in (wait, watch, lineage):
+for _command in (wait, watch, lineage, plot):
     checkpoint.add_command(_command)
 
 
