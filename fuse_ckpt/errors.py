@@ -7,6 +7,7 @@
     │   └── InvalidMountPoint
     ├── NotFound                 3
     │   ├── UnknownCheckpoint
+    │   ├── UnknownFile
     │   └── UnknownJob
     ├── Corrupt                  4  stored bytes are not what was stored
     │   ├── CorruptRecord
@@ -67,6 +68,10 @@ class UnknownCheckpoint(NotFound):
     def __init__(self, reference: str) -> None:
         super().__init__(f"Unknown Checkpoint: {reference}")
         self.reference = reference
+
+
+class UnknownFile(NotFound):
+    """A checkpoint has no file of that name, or several and none was named."""
 
 
 class UnknownJob(NotFound):

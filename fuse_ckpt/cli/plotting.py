@@ -77,7 +77,9 @@ def _draw(drawn: Sequence[Curve], colour: bool) -> None:
 
     lines = [render.cut(f"Loss of {', '.join(curve.label for curve in drawn)}", columns)]
     lines += ["".join(styled(*piece) for piece in line).rstrip() for line in chart.lines()]
-    legend = [(f"{one.mark or ('⠒⠒' if unicode else '**')} {one.label}", one.colour) for one in series]
+    legend: list[tuple[str, str | None]] = [
+        (f"{one.mark or ('⠒⠒' if unicode else '**')} {one.label}", one.colour) for one in series
+    ]
     legend += [(f"{'▲' if unicode else '^'} {_count(len(marked))}", None)] if marked else []
     lines += [styled(render.cut(text, columns), hue) for text, hue in legend]
     click.echo("\n".join(lines), color=coloured)
