@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from fuse_ckpt.cli import formats
+from fuse_ckpt.cli import completion, formats
 from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.doctor import doctor
 from fuse_ckpt.cli.following import wait, watch
@@ -46,7 +46,7 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="fuse-ckpt: %(message)s")
 
 
-for _command in (training, checkpoint, mount, umount, browse, stats, doctor):
+for _command in (training, checkpoint, mount, umount, browse, stats, doctor, completion.completion):
     program.add_command(_command)
 for _command in (wait, watch, lineage, plot):
     checkpoint.add_command(_command)
@@ -60,6 +60,7 @@ def _add_exit_codes(command: click.Command) -> None:
 
 
 _add_exit_codes(program)
+completion.attach(program)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A locale without "│", or a name that is no UTF-8, must not turn a listing into a traceback.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     settings = Settings.from_environment(os.environ)
+    if completion.VARIABLE in os.environ:
+        completion.register()
     try:
         code = program.main(
             None if arguments is None else list(arguments), prog_name="fuse-ckpt", standalone_mode=False, obj=settings
