@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from fuse_ckpt.cli import completion, formats
+from fuse_ckpt.cli import completion, examples, formats
 from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.doctor import doctor
 from fuse_ckpt.cli.following import wait, watch
@@ -22,7 +22,8 @@ from fuse_ckpt.cli.training import training
 from fuse_ckpt.errors import FuseCkptError
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy (leased, locked, mounted, still bound)."
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt,"
+    " 5 busy (leased, pinned, locked, mounted, still bound)."
 )
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
@@ -52,14 +53,15 @@ for _command in (wait, watch, lineage, plot):
     checkpoint.add_command(_command)
 
 
-def _add_exit_codes(command: click.Command) -> None:
-    command.epilog = command.epilog or EXIT_CODES
+def _add_epilogs(command: click.Command, words: str = "") -> None:
+    """Examples and exit codes; a command whose exit codes are its own has them as its epilog already."""
+    command.epilog = examples.epilog(words, command.epilog or EXIT_CODES)
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            _add_exit_codes(inner)
+        for name, inner in command.commands.items():
+            _add_epilogs(inner, f"{words} {name}".strip())
 
 
-_add_exit_codes(program)
+_add_epilogs(program)
 completion.attach(program)
 
 

@@ -156,7 +156,7 @@ def _find_anything(store: Store | None, reference: str) -> None:
 @click.option("--until-end", is_flag=True, help="End when the job's run has ended and everything is told.")
 @click.pass_obj
 def watch(settings: Settings, job: str, command: str | None, since: str, start: str | None, until_end: bool) -> int:
-    """Print a line of JSON for each event of a job's checkpoints, until interrupted.
+    """Print a line of JSON for each event of a job's checkpoints, until a signal ends it (130 or 143).
 
     The events are pending, available, failed, amended, deleted and restored. COMMAND is run by sh, for one checkpoint
     at a time; {id}, {name} and {path} in it stand for the checkpoint's, quoted as needed (path: its directory in the

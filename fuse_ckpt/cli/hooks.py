@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuse_ckpt.errors import FuseCkptError
+from fuse_ckpt.errors import FuseCkptError, UsageError
 
 if TYPE_CHECKING:
     from fuse_ckpt.model import Checkpoint
@@ -20,15 +20,22 @@ if TYPE_CHECKING:
 
 VARIABLES = {"id": "FUSE_CKPT_ID", "name": "FUSE_CKPT_NAME", "path": "FUSE_CKPT_PATH"}
 _PLACE = re.compile(r"(?<!\$)\{(id|name|path)\}")
+# sh -c "… {name} …" and eval "… {name} …"
+_NESTED = re.compile(r'(?:\b\w*sh\s+(?:-\S+\s+)*?-\w*c|\beval)\s+"(?:[^"\\]|\\.)*\{(?:id|name|path)\}')
 _PATIENCE = 5.0  # seconds for a command that was told to end
 
 
 def shell_script(command: str) -> str:
     """`command` with {id}, {name} and {path} as references to VARIABLES, quoted as the place needs it.
 
-    A NAME is whatever a program called its file: as a value of a variable it is never parsed by any shell, neither by
-    this one nor by another one that the command starts.
+    A NAME is whatever a program called its file: as a value of a variable this shell never parses it, and another one
+    that the command starts parses it only where it is made part of a script. Raises UsageError where that is seen.
     """
+    if _NESTED.search(command):
+        raise UsageError(
+            "--exec would let another shell parse a name: in a script for it write $FUSE_CKPT_NAME, $FUSE_CKPT_ID or"
+            " $FUSE_CKPT_PATH instead of {…}, and put the script in single quotes."
+        )
     written: list[str] = []
     quote = ""
     at = 0
