@@ -40,6 +40,7 @@ class Ancestry:
         self._store = store
         self._jobs: dict[str, dict[str, Branch]] = {}
         self._deleted: dict[str, Checkpoint] | None = None
+        self._served: dict[str, str | None] = {}  # job → id of the run that may run now
 
     def branches(self, job: str) -> list[Branch]:
         """The branches of a job, by the time of their start."""
@@ -59,6 +60,13 @@ class Ancestry:
 
                 self._deleted = {one.id: one for one in self._store.checkpoints(states={State.DELETED})}
             return self._deleted.get(checkpoint)
+
+    def is_served(self, branch: Branch) -> bool:
+        """Whether the branch's run may be the one that runs now."""
+        if branch.job not in self._served:
+            served = self._store.job_locked(branch.job)
+            self._served[branch.job] = self._store.runs(branch.job)[-1].id if served else None
+        return branch.run is not None and self._served[branch.job] == branch.run.id
 
     def tree(self, branch: Branch) -> list[Branch]:
         """The roots of all that is related to `branch`, with `children` filled in. More than one root: all of them

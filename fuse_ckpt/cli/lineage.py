@@ -16,7 +16,6 @@ from fuse_ckpt.cli.settings import Settings
 
 if TYPE_CHECKING:
     from fuse_ckpt.model import Checkpoint
-    from fuse_ckpt.store import Store
 
 _SHORT = 8  # characters of an id's end
 _FEW = 5  # checkpoints of a run that are all shown
@@ -38,9 +37,9 @@ def lineage(settings: Settings, reference: str, as_json: bool, everything: bool)
         ancestry = Ancestry(store)
         roots = ancestry.tree(ancestry.branch_of(found))
         if as_json:
-            text = render.to_json(_document(store, ancestry, found, roots))
+            text = render.to_json(document(ancestry, found, roots))
         else:
-            lines = _Drawing(store, ancestry, found, everything).lines(roots)
+            lines = Drawing(ancestry, found, everything).lines(roots)
             text = "\n".join(_fitted(line, settings.colour) for line in lines)
     click.echo(text)
 
@@ -65,14 +64,14 @@ def _in_order(roots: Sequence[Branch]) -> Iterator[Branch]:
         rest += reversed(branch.children)
 
 
-def _document(store: Store, ancestry: Ancestry, found: Checkpoint, roots: Sequence[Branch]) -> inspection.Document:
+def document(ancestry: Ancestry, found: Checkpoint, roots: Sequence[Branch]) -> inspection.Document:
     """Flat, since a run that is resumed every hour for months makes a tree that is deeper than JSON readers go."""
-    return {"id": found.id, "runs": [_run(store, ancestry, branch) for branch in _in_order(roots)]}
+    return {"id": found.id, "runs": [_run(ancestry, branch) for branch in _in_order(roots)]}
 
 
-def _run(store: Store, ancestry: Ancestry, branch: Branch) -> inspection.Document:
+def _run(ancestry: Ancestry, branch: Branch) -> inspection.Document:
     parent = ancestry.find(branch.parent) if branch.parent else None
-    known = inspection.of_run(branch.run, _is_served(store, branch)) if branch.run else {"parentID": branch.parent}
+    known = inspection.of_run(branch.run, ancestry.is_served(branch)) if branch.run else {"parentID": branch.parent}
     return {
         "id": branch.run.id if branch.run else None,
         "job": branch.job,
@@ -82,18 +81,11 @@ def _run(store: Store, ancestry: Ancestry, branch: Branch) -> inspection.Documen
     }
 
 
-def _is_served(store: Store, branch: Branch) -> bool:
-    """Whether the branch's run may be the one that runs now."""
-    newest = store.runs(branch.job)[-1]
-    return branch.run is not None and newest.id == branch.run.id and store.job_locked(branch.job)
-
-
-class _Drawing:
+class Drawing:
     """The tree as lines. A run goes on below the one that it was resumed from; where there are several, all but the
     last are drawn further in, below the checkpoint that they came from."""
 
-    def __init__(self, store: Store, ancestry: Ancestry, found: Checkpoint, everything: bool) -> None:
-        self._store = store
+    def __init__(self, ancestry: Ancestry, found: Checkpoint, everything: bool) -> None:
         self._ancestry = ancestry
         self._found = found
         self._everything = everything
@@ -147,7 +139,7 @@ class _Drawing:
         run = branch.run
         facts = [] if run is None else [formats.timestamp(run.started_ns)]
         if run is not None:
-            facts.append(inspection.run_status(run, _is_served(self._store, branch)))
+            facts.append(inspection.run_status(run, self._ancestry.is_served(branch)))
         known = run.provenance if run else None
         if known is not None:
             facts.append("@".join(part for part in (known.user, known.host) if part))
