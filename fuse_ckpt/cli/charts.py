@@ -11,6 +11,7 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # braille: the bit of a dot, by row and column
 _BRAILLE = 0x2800
 _TICKS_EVERY = 5  # rows between two labels of the vertical axis
+_SPAN_MIN = 1e-290  # below it, powers of ten end
 _LABELS_APART = 3  # columns between two labels of the horizontal axis
 
 Points = Sequence[tuple[float, float]]
@@ -49,9 +50,10 @@ class Scale:
 
     def place(self, value: float, places: int) -> int:
         """The place of a value, from 0 to `places` - 1."""
-        # In this order: the difference of two huge losses may be more than a float can hold.
-        share = value / 2 - self.low / 2
-        return min(places - 1, max(0, round(share / (self.high / 2 - self.low / 2) * (places - 1))))
+        # As parts of the largest: the difference of two huge losses may be more than a float can hold.
+        unit = max(abs(self.low), abs(self.high))
+        share = (value / unit - self.low / unit) / (self.high / unit - self.low / unit)
+        return min(places - 1, max(0, round(share * (places - 1))))
 
     def value(self, place: int, places: int) -> float:
         share = place / max(1, places - 1)
@@ -61,7 +63,7 @@ class Scale:
 def nice_ticks(scale: Scale, most: int) -> list[float]:
     """At most `most` round values that lie on the scale: multiples of 1, 2 or 5 and a power of ten."""
     span = scale.high - scale.low
-    if not math.isfinite(span) or span <= 0 or most < 1:
+    if most < 1 or not _SPAN_MIN < span < math.inf:
         return []
     rough = 10.0 ** math.floor(math.log10(span / most))
     step = next(factor * rough for factor in (1, 2, 5, 10, 20) if span / (factor * rough) <= most)

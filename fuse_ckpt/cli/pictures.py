@@ -156,7 +156,7 @@ def png(curves: Sequence[Curve]) -> bytes:
     for label, colour, points, dashed in _named(curves):
         steps, losses = zip(*points, strict=True)
         dot = "." if len(points) <= _DOTS_MAX else ""
-        axes.plot(steps, losses, label=label, color=colour, linestyle="--" if dashed else "-", marker=dot)
+        axes.plot(steps, losses, label=_plain(label), color=colour, linestyle="--" if dashed else "-", marker=dot)
     if marks := [mark.step for curve in curves for mark in curve.marks]:
         where = axes.get_xaxis_transform()  # steps across, the height of the axes up
         axes.plot(marks, [0.015] * len(marks), "^", color="#555", label="checkpoint", transform=where, markersize=6)
