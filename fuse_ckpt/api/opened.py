@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -32,35 +33,59 @@ def open_store(path: str | os.PathLike[str] | None = None) -> CheckpointStore:
 
 
 class _Opened:
-    """The stores that this process has open: a process may open one only once, and notebooks do it over and over."""
+    """The stores that this process has open: a process may open one only once, and notebooks do it over and over.
+
+    The lock is held over fork(), so that the child finds nothing half done.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._stores: dict[tuple[int, str], tuple[Store, int]] = {}
+        self._stores: dict[str, tuple[Store, int]] = {}  # by real path; how many use it
+        self._given_back: deque[str] = deque()
+        os.register_at_fork(
+            before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._after_fork
+        )
 
-    def take(self, path: Path) -> tuple[Store, tuple[int, str]]:
-        key = (os.getpid(), os.path.realpath(path))  # a child of fork() opens its own
+    def take(self, path: Path) -> tuple[Store, str]:
+        key = os.path.realpath(path)
         with self._lock:
             store, users = self._stores.get(key) or (Store.open(path, create=False), 0)
             self._stores[key] = (store, users + 1)
-            return store, key
+        self._close_unused()
+        return store, key
 
-    def give_back(self, key: tuple[int, str]) -> None:
-        if key[0] != os.getpid():
-            return
-        with self._lock:
-            store, users = self._stores.pop(key)
-            if users > 1:
-                self._stores[key] = (store, users - 1)
-            else:
-                store.close()
+    def give_back(self, key: str) -> None:
+        """Also called by the garbage collector, in the middle of anything: so it waits for nobody."""
+        self._given_back.append(key)
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        while self._given_back and self._lock.acquire(blocking=False):  # else whoever holds it does this next
+            try:
+                while self._given_back:
+                    self._drop(self._given_back.popleft())
+            finally:
+                self._lock.release()
+
+    def _drop(self, key: str) -> None:
+        store, users = self._stores[key]
+        if users > 1:
+            self._stores[key] = (store, users - 1)
+        else:
+            del self._stores[key]
+            store.close()
+
+    def _after_fork(self) -> None:
+        for store, _ in self._stores.values():
+            store.after_fork()
+        self._lock.release()
 
 
 _opened = _Opened()
 
 
 class CheckpointStore:
-    """An open store. Any thread may use it; a child of fork() must open its own. `close()` it, or use it in `with`.
+    """An open store, for every thread, and for children of fork() and of pickling. `close()` it, or use it in `with`.
 
     A REF is what the command line takes: an id or at least 4 characters of its end, a tag, `JOB:latest`, `JOB:best`,
     `JOB/NAME`, `JOB/NAME@N`; or a Checkpoint. All methods may raise CorruptRecord and OSError.
@@ -68,7 +93,6 @@ class CheckpointStore:
 
     def __init__(self, path: Path) -> None:
         self._store, key = _opened.take(path)
-        self._process = key[0]
         self._close = weakref.finalize(self, _opened.give_back, key)
 
     @property
@@ -159,6 +183,9 @@ class CheckpointStore:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[type[CheckpointStore], tuple[Path]]:
+        return CheckpointStore, (self._store.layout.root,)
+
     def __repr__(self) -> str:
         state = "" if self._close.alive else " (closed)"
         return f"<CheckpointStore {self._store.layout.root}{state}>"
@@ -167,8 +194,6 @@ class CheckpointStore:
     def _open_one(self) -> Store:
         if not self._close.alive:
             raise StoreUnusable(f"The store {self._store.layout.root} is closed here: open_store() opens it again.")
-        if os.getpid() != self._process:
-            raise StoreUnusable("This store was opened before fork(): open it in the process that uses it.")
         return self._store
 
     def _view(self, record: Record) -> Checkpoint:

@@ -5,7 +5,7 @@ environment. So it is opened with `lock=False` under flock(locks/index): shared 
 one write transaction. A mutex orders the threads of this process: the map may only be moved (to grow it) while none of
 them is inside a transaction. A transaction therefore belongs to one call on one thread, and must stay short.
 
-An Index does not survive fork(): open the store in the process that uses it.
+An Index survives fork() only if the child calls `after_fork` first.
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ class Index:
     def close(self) -> None:
         with self._mutex:
             self._drop()
+
+    def after_fork(self) -> None:
+        """In the child, before anything else: let go of what the parent opened, which is not disturbed by it."""
+        self._mutex = Mutex()  # a thread of the parent may have held it
+        self._drop()
 
     def _run(self, work: Callable[[Records], T], *, write: bool) -> T:
         while True:

@@ -34,7 +34,7 @@ NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
 class Store(Jobs):
-    """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
+    """A store that is open. Sync, for any thread of the process that opened it; for fork() see `after_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
     CorruptRecord (a record fails its checksum) and OSError (the disk; ENOSPC where it is full).
@@ -53,6 +53,13 @@ class Store(Jobs):
 
     def close(self) -> None:
         self._index.close()
+
+    def after_fork(self) -> None:
+        """In a child of fork(), before anything else: from then on it is the child's own, and opened when it is used.
+
+        Only for a store that is read: what the parent was committing is the parent's.
+        """
+        self._index.after_fork()
 
     def __enter__(self) -> Self:
         return self
