@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -352,3 +353,22 @@ def test_a_checkpoint_is_a_value(shelf: Any, store: Any) -> None:
         one = opened.get(found.id)
         with pytest.raises(AttributeError):
             one.name = "other"
+
+
+def test_the_examples_of_the_documentation_run(shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    torch.save({"w": torch.zeros(3)}, tmp_path / "model.pt")
+    for loss in (0.5, 0.25):
+        said = Metadata(step=1, train_loss=loss, eval_loss=loss, weights=True)
+        shelf.put("d.pt", {"model.pt": (tmp_path / "model.pt").read_bytes()}, shape=Shape.DIRECTORY, metadata=said)
+    shelf.close()
+    monkeypatch.setenv("FUSE_CKPT_STORE", str(shelf.root))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks), "api.md", "exec"), names)
+    assert names["best"].eval_loss == 0.25
+    assert torch.equal(names["weights"]["w"], torch.zeros(3))
+    assert (tmp_path / "exported/model.pt").exists()
