@@ -108,3 +108,12 @@ def test_the_help_fits_a_narrow_terminal_but_for_what_may_be_copied(filled: Any)
     # click fills lines to two columns less than it is given, and to 50 at least
     assert max(map(width, before.splitlines())) <= 50
     assert "fuse-ckpt checkpoint watch digits --until-end --exec 'python evaluate.py {path}" in after
+
+
+def test_long_work_shows_a_bar_on_a_terminal(filled: Any, tmp_path: Path) -> None:
+    found = filled.store.latest("digits")
+    filled.close()
+    text = on_terminal(filled.root, 80, "checkpoint", "fetch", found.id, "--destination", str(tmp_path / "out"))
+    assert f"fetch {found.id[-8:]}" in text
+    assert "━" in text
+    assert "Fetched 1 file" in text.splitlines()[-1]
