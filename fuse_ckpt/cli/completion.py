@@ -131,7 +131,7 @@ class Reference(_Named):
         else:
             yield from (f"{job}/" for job in fitting)
         if _ID_PART.fullmatch(incomplete):
-            yield from (one.id for one in store.checkpoints() if one.id.startswith(incomplete))
+            yield from (one for one in store.ids() if one.startswith(incomplete))
 
     @staticmethod
     def _names(store: Store, job: str, *, versions: bool) -> Iterable[str]:

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fuse_ckpt.cli import formats
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[int, float]]
 HISTORY = "trainer_state.json"
+_HISTORIES = 20  # checkpoints of a run, the newest ones, in which it is looked for
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _part(store: Store, segment: _Segment, before: int | None) -> Curve:
     marks = [Mark(one.metadata.step, one) for one in segment.saved if one.metadata.step is not None]
     if before is not None and all(mark.step >= before for mark in marks):
         return Curve((), marks=marks)  # a later history covers it: a run that went on a thousand times is read once
-    for one in reversed(segment.saved):
+    for one in islice(reversed(segment.saved), _HISTORIES):
         history = _history(store, one)
         if history is not None and (history.train or history.eval):
             return Curve((), history.train, history.eval, marks)

@@ -160,7 +160,8 @@ def watch(settings: Settings, job: str, command: str | None, since: str, start: 
 
     The events are pending, available, failed, amended, deleted and restored. COMMAND is run by sh, for one checkpoint
     at a time; {id}, {name} and {path} in it stand for the checkpoint's, quoted as needed (path: its directory in the
-    mount; empty where the job is not mounted). Its standard output goes to standard error. That it fails is told, and
+    mount; empty where the job is not mounted), and so do the variables FUSE_CKPT_ID, FUSE_CKPT_NAME, FUSE_CKPT_PATH.
+    The checkpoint cannot be deleted meanwhile. Its standard output goes to standard error. That it fails is told, and
     the next one is run.
     """
     if start is not None and since == "all":

@@ -83,6 +83,10 @@ class Store(Jobs):
         wanted = NOT_DELETED if states is None else states
         return self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in wanted])
 
+    def ids(self) -> list[str]:
+        """All ids in order, also of deleted checkpoints; far cheaper than the checkpoints."""
+        return self._index.read(lambda records: list(records.ids()))
+
     def checkpoint(self, checkpoint: str) -> Checkpoint:
         """Errors: UnknownCheckpoint, also for a deleted one."""
         return _known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
