@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass(eq=False)
 class Branch:
     """A run and what it saved, deleted checkpoints too, in order. Without a `run`: the job was mounted by hand, or
-    the run's record is lost."""
+    the run's record is lost; without a `job`: it was pushed."""
 
     job: str
     run: Run | None
@@ -48,7 +48,7 @@ class Ancestry:
 
     def branch_of(self, checkpoint: Checkpoint) -> Branch:
         """The branch that a checkpoint was saved in."""
-        return self._of_job(checkpoint.job)[_key(checkpoint.run, checkpoint.parent)]
+        return self._of_job(checkpoint.job)[_key(checkpoint)]
 
     def find(self, checkpoint: str) -> Checkpoint | None:
         """The checkpoint of an id, also a deleted one; None where nothing is left of it."""
@@ -105,8 +105,7 @@ class Ancestry:
 
             found = {run.id: Branch(job, run, run.parent) for run in self._store.runs(job)}
             for one in self._store.checkpoints(job, states=set(State)):
-                key = _key(one.run, one.parent)
-                found.setdefault(key, Branch(job, None, one.parent)).saved.append(one)
+                found.setdefault(_key(one), Branch(job, None, one.parent)).saved.append(one)
             self._jobs[job] = found
         return self._jobs[job]
 
@@ -125,5 +124,7 @@ class Ancestry:
         return found
 
 
-def _key(run: str | None, parent: str | None) -> str:
-    return run or f"by hand from {parent}"
+def _key(checkpoint: Checkpoint) -> str:
+    if not checkpoint.job:  # pushed: each came from somewhere else
+        return checkpoint.id
+    return checkpoint.run or f"by hand from {checkpoint.parent}"

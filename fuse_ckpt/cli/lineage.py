@@ -132,6 +132,8 @@ class Drawing:
                 left_out += 1
 
     def _title(self, branch: Branch) -> str:
+        if not branch.job:
+            return "(pushed)"
         command = shlex.join(branch.run.command) if branch.run else "(mounted by hand)"
         return formats.visible(f"{branch.job}: {command}")
 
@@ -147,7 +149,7 @@ class Drawing:
             facts.append(f"git {known.revision[:_SHOWN_REVISION]}{' (modified)' if known.dirty else ''}")
         if branch.parent is not None:
             facts.append(f"resumed from {branch.parent[-_SHORT:]}")
-        return formats.visible(" · ".join(fact for fact in facts if fact) or f"{len(branch.saved)} checkpoints")
+        return formats.visible(" · ".join(fact for fact in facts if fact) or formats.timestamp(branch.started_ns))
 
     def _checkpoint(self, item: Checkpoint | int) -> str:
         if isinstance(item, int):

@@ -12,6 +12,7 @@ from fuse_ckpt.cli.lineage import Drawing, document
 from fuse_ckpt.model import Checkpoint, Job, Metadata, Provenance, Run, RunStatus, Shape, State
 from fuse_ckpt.store import Store
 
+PUSHED = ""  # the job of pushed checkpoints
 HERE = Provenance("box", "anna", "/home/anna", "4f2a1b9c" * 5, True, {"python": "3.11", "torch": "2.13.0"})
 
 
@@ -178,6 +179,15 @@ def test_what_was_saved_by_hand_is_a_branch_of_its_own(program: Any, shelf: Any,
     lines = program("checkpoint", "lineage", first[0]).out.splitlines()
     assert lines[-3:-1] == ["● by-hand: (mounted by hand)", f"│ resumed from {first[0][-8:]}"]
     assert mine[-8:] in lines[-1]
+
+
+def test_a_pushed_checkpoint_is_a_root_of_its_own(program: Any, shelf: Any, family: Family) -> None:
+    pushed, _ = shelf.put("base", {"a": b"1"}, job=PUSHED), shelf.put("other", {"a": b"2"}, job=PUSHED)
+    family.run("digits", 1, pushed.id)
+    lines = program("checkpoint", "lineage", pushed.id).out.splitlines()
+    assert [line for line in lines if line.startswith("●")] == ["● (pushed)", "● digits: python train.py --note 'a b'"]
+    assert f"├─ {pushed.id[-8:]} base@1 · step 10 ◀" in lines
+    assert "other" not in "".join(lines)
 
 
 def test_a_run_whose_record_is_lost_still_has_its_checkpoints(program: Any, shelf: Any, family: Family) -> None:
