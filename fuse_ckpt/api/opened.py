@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -35,7 +36,7 @@ def open_store(path: str | os.PathLike[str] | None = None) -> CheckpointStore:
 class _Opened:
     """The stores that this process has open: a process may open one only once, and notebooks do it over and over.
 
-    The lock is held over fork(), so that the child finds nothing half done.
+    Over fork() the lock is held, and no thread is inside a store, so that the child finds nothing half done.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,9 @@ class _Opened:
         self._stores: dict[str, tuple[Store, int]] = {}  # by real path; how many use it
         self._given_back: deque[str] = deque()
         os.register_at_fork(
-            before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._after_fork
+            before=self._before_fork,
+            after_in_parent=partial(self._after_fork, child=False),
+            after_in_child=partial(self._after_fork, child=True),
         )
 
     def take(self, path: Path) -> tuple[Store, str]:
@@ -75,9 +78,14 @@ class _Opened:
             del self._stores[key]
             store.close()
 
-    def _after_fork(self) -> None:
+    def _before_fork(self) -> None:
+        self._lock.acquire()
         for store, _ in self._stores.values():
-            store.after_fork()
+            store.before_fork()
+
+    def _after_fork(self, *, child: bool) -> None:
+        for store, _ in self._stores.values():
+            store.after_fork(child=child)
         self._lock.release()
 
 

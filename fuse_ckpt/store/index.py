@@ -5,7 +5,7 @@ environment. So it is opened with `lock=False` under flock(locks/index): shared 
 one write transaction. A mutex orders the threads of this process: the map may only be moved (to grow it) while none of
 them is inside a transaction. A transaction therefore belongs to one call on one thread, and must stay short.
 
-An Index survives fork() only if the child calls `after_fork` first.
+An Index survives fork() only between `before_fork` and `after_fork`.
 """
 
 from __future__ import annotations
@@ -81,10 +81,15 @@ class Index:
         with self._mutex:
             self._drop()
 
-    def after_fork(self) -> None:
-        """In the child, before anything else: let go of what the parent opened, which is not disturbed by it."""
-        self._mutex = Mutex()  # a thread of the parent may have held it
-        self._drop()
+    def before_fork(self) -> None:
+        """Wait until no thread is inside LMDB, and let none in: a child cannot close what one was using."""
+        self._mutex.acquire()
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on; in the child, let go of what the parent opened, which is not disturbed by it."""
+        if child:
+            self._drop()
+        self._mutex.release()
 
     def _run(self, work: Callable[[Records], T], *, write: bool) -> T:
         while True:

@@ -34,7 +34,7 @@ NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
 class Store(Jobs):
-    """A store that is open. Sync, for any thread of the process that opened it; for fork() see `after_fork`.
+    """A store that is open. Sync, for any thread of the process that opened it; for fork() see `before_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
     CorruptRecord (a record fails its checksum) and OSError (the disk; ENOSPC where it is full).
@@ -54,12 +54,13 @@ class Store(Jobs):
     def close(self) -> None:
         self._index.close()
 
-    def after_fork(self) -> None:
-        """In a child of fork(), before anything else: from then on it is the child's own, and opened when it is used.
+    def before_fork(self) -> None:
+        """Just before a fork() after which the child, too, is to read this store; then `after_fork` in both."""
+        self._index.before_fork()
 
-        Only for a store that is read: what the parent was committing is the parent's.
-        """
-        self._index.after_fork()
+    def after_fork(self, *, child: bool) -> None:
+        """The child's is its own from now on, and opened when it is used; what is being committed is the parent's."""
+        self._index.after_fork(child=child)
 
     def __enter__(self) -> Self:
         return self
