@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -105,18 +105,27 @@ def _appearing_store(
     """The store, once `look` does not raise NotFound: a run that was started just before us may not have begun yet."""
     deadline = time.monotonic() + patience
     while True:
-        with ExitStack() as attempt:
-            store = attempt.enter_context(access.existing_store(settings))
-            try:
-                look(store)
-            except NotFound:
-                if time.monotonic() >= deadline:
-                    raise
-            else:
-                assert store is not None
-                stack.push(attempt.pop_all())
-                return store
+        last = time.monotonic() >= deadline
+        store = _store_with(stack, settings, look, last=last)
+        if store is not None:
+            return store
         time.sleep(LOOK)
+
+
+def _store_with(
+    stack: ExitStack, settings: Settings, look: Callable[[Store | None], object], *, last: bool
+) -> Store | None:
+    """The store, kept open by `stack`, if `look` finds what it looks for; else None, or at `last` what it raises."""
+    with ExitStack() as attempt:
+        store = attempt.enter_context(access.existing_store(settings))
+        try:
+            look(store)
+        except NotFound:
+            if last:
+                raise
+            return None
+        stack.push(attempt.pop_all())
+        return store
 
 
 def _find_job(store: Store | None, job: str) -> None:
@@ -177,16 +186,20 @@ def watch(settings: Settings, job: str, command: str | None, since: str, start: 
         watching = _Watch(store, job, _told_before(store, job, since, start))
         while True:
             over = until_end and watching.is_over()  # before the look: nothing is committed after the end
-            for event in watching.look():
-                click.echo(render.to_json_line(event.record))
-                if event.kind == "available" and event.checkpoint is not None:
-                    hook.add(event.checkpoint)
+            _tell(watching.look(), hook)
             hook.turn()
             if over and hook.idle:
                 return 0
             signalled = waits(watching.pause)
             if signalled:
                 return 128 + signalled
+
+
+def _tell(events: Sequence[changes.Event], hook: Hook) -> None:
+    for event in events:
+        click.echo(render.to_json_line(event.record))
+        if event.kind == "available" and event.checkpoint is not None:
+            hook.add(event.checkpoint)
 
 
 def _told_before(store: Store, job: str, since: str, start: str | None) -> changes.Seen:
