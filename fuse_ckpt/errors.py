@@ -11,6 +11,7 @@
     ├── NotFound                 3
     │   ├── UnknownCheckpoint
     │   ├── UnknownConnection
+    │   ├── UnknownFile
     │   └── UnknownJob
     ├── Corrupt                  4  stored bytes are not what was stored
     │   ├── CorruptRecord
@@ -31,6 +32,7 @@
     │   ├── BucketMissing
     │   └── Unreachable
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
+    ├── NotReached               1  what was waited for did not come
     └── NotStarted             125  `training run` failed before its command began
         ├── NotExecutable      126  the command cannot be executed, as a shell says it
         └── NotThere           127  the command is not there, as a shell says it
@@ -98,6 +100,10 @@ class UnknownConnection(NotFound):
     def __init__(self, name: str) -> None:
         super().__init__(f'Unknown storage connection: {name} (see "fuse-ckpt storage list")')
         self.name = name
+
+
+class UnknownFile(NotFound):
+    """A checkpoint has no file of that name, or several and none was named."""
 
 
 class UnknownJob(NotFound):
@@ -193,6 +199,10 @@ class Unreachable(StorageFailed):
 
 class MountFailed(FuseCkptError):
     """This machine cannot mount (no /dev/fuse, no fusermount3, no privilege), or the mount went wrong."""
+
+
+class NotReached(FuseCkptError):
+    """What was waited for did not come: it failed, or the time was up."""
 
 
 class NotStarted(FuseCkptError):

@@ -223,6 +223,17 @@ class RunStatus(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+class Provenance(Struct, frozen=True, omit_defaults=True):
+    """Where a run was started, by whom, and from which state of its sources; None: it could not be told."""
+
+    host: str | None = None
+    user: str | None = None
+    directory: str | None = None  # the working directory of the command
+    revision: str | None = None  # of the git repository that `directory` lies in, in hex
+    dirty: bool | None = None  # tracked files there differ from `revision`
+    versions: dict[str, str] = {}  # of Python, this program and known libraries beside the command, by name
+
+
 class Run(Struct, frozen=True, omit_defaults=True):
     """One run of a job's command."""
 
@@ -235,6 +246,7 @@ class Run(Struct, frozen=True, omit_defaults=True):
     parent: str | None = None  # the checkpoint it was resumed from
     ended_ns: int | None = None
     exit_code: int | None = None  # 128 + n where signal n ended it
+    provenance: Provenance | None = None  # None: the run is older than the recording of it
 
 
 class Job(Struct, frozen=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fuse_ckpt.cli import formats
 
 if TYPE_CHECKING:
-    from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Run
+    from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Provenance, Run
     from fuse_ckpt.store import Tally
 
 Document = dict[str, object]
@@ -86,7 +86,7 @@ def of_job(job: Job, runs: Sequence[Run], tally: Tally, pending: int, locked: bo
     return {
         "kind": "training",
         "metadata": {"name": job.name, "createdAt": formats.timestamp(job.created_ns)},
-        "runtime": _run(latest, locked) if latest else {"status": None},
+        "runtime": of_run(latest, locked) if latest else {"status": None},
         "checkpoints": {
             "available": tally.available,
             "failed": tally.failed,
@@ -94,12 +94,12 @@ def of_job(job: Job, runs: Sequence[Run], tally: Tally, pending: int, locked: bo
             "size": formats.size(tally.bytes),
             "sizeBytes": tally.bytes,
         },
-        "runs": [{"id": run.id, **_run(run, locked and run is latest)} for run in runs],
+        "runs": [{"id": run.id, **of_run(run, locked and run is latest)} for run in runs],
     }
 
 
-def _run(run: Run, locked: bool) -> Document:
-    return {
+def of_run(run: Run, locked: bool) -> Document:
+    document: Document = {
         "status": run_status(run, locked),
         "startedAt": formats.timestamp(run.started_ns),
         "endedAt": None if run.ended_ns is None else formats.timestamp(run.ended_ns),
@@ -107,6 +107,21 @@ def _run(run: Run, locked: bool) -> Document:
         "exitCode": run.exit_code,
         "node": run.node,
         "parentID": run.parent,
+    }
+    if run.provenance is not None:
+        document["provenance"] = of_provenance(run.provenance)
+    return document
+
+
+def of_provenance(known: Provenance) -> Document:
+    """Where a run was started, by whom, from which sources."""
+    return {
+        "host": known.host,
+        "user": known.user,
+        "directory": known.directory,
+        "revision": known.revision,
+        "dirty": known.dirty,
+        "versions": dict(known.versions),
     }
 
 

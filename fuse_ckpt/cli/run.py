@@ -17,6 +17,8 @@ from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import FuseCkptError, NotStarted, UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from fuse_ckpt.session import Finished, MountOptions
 
 EXIT_CODES = (
@@ -52,7 +54,7 @@ class _CommandAfterDashes(click.Command):
             return self._without_command(ctx, args)
         at = args.index("--")
         ctx.meta[_COMMAND_KEY] = args[at + 1 :]
-        if not args[at + 1 :]:
+        if not args[at + 1 :] and not ctx.resilient_parsing:
             raise click.UsageError(_MISSING, ctx)
         return super().parse_args(ctx, args[:at])
 
@@ -64,6 +66,13 @@ class _CommandAfterDashes(click.Command):
         if not ctx.resilient_parsing:
             raise click.UsageError(_MISSING, ctx)
         return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if _COMMAND_KEY not in ctx.meta:
+            return super().shell_complete(ctx, incomplete)
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]

@@ -10,7 +10,7 @@ import uuid_utils
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import JobMounted, UnknownJob
-from fuse_ckpt.model import Job, Run, RunStatus, check_job_name
+from fuse_ckpt.model import Job, Provenance, Run, RunStatus, check_job_name
 
 from . import locks
 from .durable import make_directory
@@ -79,10 +79,19 @@ class Jobs:
         return self._index.read(Records.jobs)
 
     def begin_run(
-        self, job: str, command: Sequence[str], started_ns: int, node: str = "0", parent: str | None = None
+        self,
+        job: str,
+        command: Sequence[str],
+        started_ns: int,
+        node: str = "0",
+        parent: str | None = None,
+        provenance: Provenance | None = None,
     ) -> Run:
         """Record that a run of `job` begins. Errors: UnknownJob."""
-        run = Run(str(uuid_utils.uuid7()), job, tuple(command), started_ns, RunStatus.IN_PROGRESS, node, parent)
+        run = Run(
+            str(uuid_utils.uuid7()), job, tuple(command), started_ns, RunStatus.IN_PROGRESS, node, parent,
+            provenance=provenance,
+        )  # fmt: skip
 
         def work(records: Records) -> Run:
             _known_job(job, records.job(job))

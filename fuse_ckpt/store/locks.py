@@ -1,6 +1,7 @@
 """flock, and nothing but flock: it dies with its holder, and works between processes, threads and pid namespaces.
 
 Each Lock has an open file description of its own, so two threads of a process exclude each other as two processes do.
+A child of fork() would hold it, too, and long after its parent let go: so the child's first act is to close them all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock as Mutex
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +24,7 @@ class Lock:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
+        self._process = os.getpid()
 
     def note(self, text: str) -> None:
         """Write into the lock file what whoever finds it held should read. Only for an exclusive lock."""
@@ -41,8 +44,8 @@ class Lock:
     def close(self) -> None:
         """Give the lock back; a second close does nothing."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd >= 0 and self._process == os.getpid():
+            _close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +120,7 @@ def holders(path: Path) -> str:
 def is_held(path: Path) -> bool:
     """Whether somebody holds the file `path` exclusively at this moment."""
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -125,7 +128,7 @@ def is_held(path: Path) -> bool:
     except BlockingIOError:
         return True
     finally:
-        os.close(fd)
+        _close(fd)
     return False
 
 
@@ -140,15 +143,15 @@ def read_note(path: Path) -> str:
 def _wait(path: Path, how: int) -> int:
     """Open and lock `path`, again where its file was unlinked meanwhile: a lock on a nameless file excludes nobody."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = _open(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, how)
             if _names(path, fd):
                 return fd
         except BaseException:
-            os.close(fd)
+            _close(fd)
             raise
-        os.close(fd)
+        _close(fd)
 
 
 def _names(path: Path, fd: int) -> bool:
@@ -156,3 +159,30 @@ def _names(path: Path, fd: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
         return False
+
+
+_descriptors: set[int] = set()  # of this process's locks
+_forking = Mutex()  # held while one is opened or closed, and over a fork
+
+
+def _open(path: Path, how: int) -> int:
+    with _forking:
+        fd = os.open(path, how, 0o600)
+        _descriptors.add(fd)
+        return fd
+
+
+def _close(fd: int) -> None:
+    with _forking:
+        _descriptors.discard(fd)
+        os.close(fd)
+
+
+def _forked() -> None:
+    for fd in _descriptors:
+        os.close(fd)
+    _descriptors.clear()
+    _forking.release()
+
+
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forked)

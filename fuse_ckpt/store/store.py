@@ -36,7 +36,7 @@ NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
 class Store(Ending, Checks, Connections):
-    """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
+    """A store that is open. Sync, for any thread of the process that opened it; for fork() see `before_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
     CorruptRecord (a record fails its checksum) and OSError (the disk; ENOSPC where it is full).
@@ -55,6 +55,14 @@ class Store(Ending, Checks, Connections):
 
     def close(self) -> None:
         self._index.close()
+
+    def before_fork(self) -> None:
+        """Just before a fork() after which the child, too, is to read this store; then `after_fork` in both."""
+        self._index.before_fork()
+
+    def after_fork(self, *, child: bool) -> None:
+        """The child's is its own from now on, and opened when it is used; what is being committed is the parent's."""
+        self._index.after_fork(child=child)
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +102,10 @@ class Store(Ending, Checks, Connections):
     def smallest(self, job: str | None, states: Bag[State], by: str, limit: int) -> list[Checkpoint]:
         """The first `limit` checkpoints in the order of one of SORTABLE; those that do not say come last."""
         return self._index.read(lambda records: records.smallest(job, states, by, limit))
+
+    def ids(self) -> list[str]:
+        """All ids in order, also of deleted checkpoints; far cheaper than the checkpoints."""
+        return self._index.read(lambda records: list(records.ids()))
 
     def checkpoint(self, checkpoint: str) -> Checkpoint:
         """Errors: UnknownCheckpoint, also for a deleted one."""

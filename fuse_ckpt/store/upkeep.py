@@ -9,9 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fuse_ckpt.errors import CorruptRecord
+from fuse_ckpt.model import State
+
 from . import locks
+from .codec import manifest_from_json
 from .index import Index
 from .layout import Layout
+from .records import Records
 
 STALE = 3600.0  # seconds; nobody takes so long to make a thing in tmp/
 CRASHES_MAX = 8  # manifests without a record; each crash leaves at most one, so more of them mean a lost index

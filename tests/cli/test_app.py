@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from fuse_ckpt.cli import access, app
+from fuse_ckpt.cli import access, app, examples
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "fuse_ckpt")
@@ -48,6 +50,34 @@ def test_every_help_tells_the_exit_codes(program: Any, path: tuple[str, ...]) ->
         assert "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy" in said
 
 
+@pytest.mark.parametrize("path", list(commands(app.program)), ids=" ".join)
+def test_the_help_of_every_command_shows_its_use(program: Any, path: tuple[str, ...]) -> None:
+    command: Any = app.program
+    for word in path:
+        command = command.commands[word]
+    out = program(*path, "--help").out
+    if isinstance(command, click.Group):
+        assert "Commands:" in out
+    else:
+        assert "Example" in out
+        shown = [line.strip() for line in out.splitlines() if line.startswith("    ") and "fuse-ckpt" in line]
+        assert any(f"fuse-ckpt {' '.join(path)}" in line for line in shown), shown
+
+
+@pytest.mark.parametrize("words", sorted(examples.EXAMPLES))
+def test_every_example_is_understood(words: str) -> None:
+    """Its options and arguments are parsed, nothing is run."""
+    for line, _ in examples.EXAMPLES[words]:
+        inner = re.sub(r"""^eval "\$\((.*?)\)".*""", r"\1", line)
+        parts = shlex.split(re.split(r" \| | && | > ~", inner)[0])
+        assert parts[0] == "fuse-ckpt"
+        command: click.Command = app.program
+        arguments = parts[1:]
+        while isinstance(command, click.Group):
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        command.make_context(words, arguments)
+
+
 def test_the_help_shows_what_is_built_and_nothing_else() -> None:
     assert {" ".join(path) for path in commands(app.program)} == {
         "",
@@ -70,6 +100,11 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "checkpoint pin",
         "checkpoint unpin",
         "checkpoint gc",
+        "checkpoint wait",
+        "checkpoint watch",
+        "checkpoint lineage",
+        "checkpoint plot",
+        "completion",
         "mount",
         "umount",
         "browse",

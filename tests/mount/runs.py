@@ -43,8 +43,8 @@ class Started:
         self._out = top / f"out{number}"
         self._err = top / f"err{number}"
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            chosen: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err} | more
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, env=env, cwd="/", **chosen)
+            chosen: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err, "cwd": "/"} | more
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, env=env, **chosen)
 
     @property
     def pid(self) -> int:
