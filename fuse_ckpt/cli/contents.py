@@ -33,10 +33,6 @@ def show(settings: Settings, reference: str, each: bool, as_json: bool) -> int:
 
     Reads files of torch.save (both formats), safetensors, torch.distributed.checkpoint and numpy; shards of an index
     count as one. Nothing is unpickled, and no tensor's data is read.
-
-    \b
-    fuse-ckpt checkpoint show digits:latest
-    fuse-ckpt checkpoint show digits:best --tensors --json | jq '.tensors[].name'
     """
     with access.store_with(settings, reference) as (store, [found]):
         from fuse_ckpt import contents
@@ -61,10 +57,6 @@ def diff(settings: Settings, before: str, after: str, as_json: bool, as_code: bo
 
     MAX ABS is the largest difference of two elements, REL L2 is |after - before| / |before|; both over the elements
     that are finite in both. Files with equal digests are not read; memory does not depend on the sizes.
-
-    \b
-    fuse-ckpt checkpoint diff digits/checkpoint-500 digits/checkpoint-1000
-    fuse-ckpt checkpoint diff digits:best digits:latest --json | jq '.tensors[] | select(.nan[1] > 0)'
     """
     with access.store_with(settings, before, after) as (store, found):
         from fuse_ckpt import contents

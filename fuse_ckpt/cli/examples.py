@@ -42,6 +42,72 @@ EXAMPLES: Mapping[str, Examples] = {
         ("fuse-ckpt checkpoint delete f2c7e114 811d71a0", "asks first"),
         ("fuse-ckpt checkpoint delete digits/ckpt.pt@1 --dry-run", "only says what it would do"),
     ),
+    "checkpoint restore": (("fuse-ckpt checkpoint restore f2c7e114", "as long as list --status deleted shows it"),),
+    "checkpoint tag": (
+        ("fuse-ckpt checkpoint tag digits:best production", "then `production` means it"),
+        ("fuse-ckpt checkpoint tag digits-2:best production --force", "and now another one"),
+    ),
+    "checkpoint untag": (("fuse-ckpt checkpoint untag production production", "the one that has it, and the tag"),),
+    "checkpoint pin": (("fuse-ckpt checkpoint pin digits:best", "no policy removes it, and no delete"),),
+    "checkpoint unpin": (("fuse-ckpt checkpoint unpin digits:best", "as before"),),
+    "checkpoint gc": (
+        ("fuse-ckpt checkpoint gc", "give back what has been in the trash long enough"),
+        (
+            "fuse-ckpt checkpoint gc --policy keep-last=3,keep-best=1:eval_loss --dry-run",
+            "what a policy would keep and remove, and why",
+        ),
+        ("fuse-ckpt checkpoint gc --work", "and the working trees of jobs that have ended"),
+    ),
+    "checkpoint export": (
+        (
+            "fuse-ckpt checkpoint export digits:best --storage-provider s3 --destination-path models/digits",
+            "plain objects, and a manifest",
+        ),
+    ),
+    "checkpoint push": (
+        ("fuse-ckpt checkpoint push base --file ./llama", "a directory of this machine"),
+        (
+            "fuse-ckpt checkpoint push base --storage-provider s3 --source-path models/llama",
+            "what lies in an object store",
+        ),
+    ),
+    "checkpoint show": (
+        ("fuse-ckpt checkpoint show digits:latest", "what is in it"),
+        ("fuse-ckpt checkpoint show digits:best --tensors --json | jq '.tensors[].name'", "each tensor"),
+    ),
+    "checkpoint diff": (
+        ("fuse-ckpt checkpoint diff digits/checkpoint-500 digits/checkpoint-1000", "how far training has moved"),
+        (
+            "fuse-ckpt checkpoint diff digits:best digits:latest --json | jq '.tensors[] | select(.nan[1] > 0)'",
+            "where it went wrong",
+        ),
+    ),
+    "checkpoint scan": (
+        ("fuse-ckpt checkpoint scan run-from-elsewhere && python evaluate.py", "load only what is safe to load"),
+        (
+            "fuse-ckpt checkpoint scan digits:latest --allow 'numpy.*' --json | jq '.files[].verdict'",
+            "with what you know to be harmless",
+        ),
+    ),
+    "checkpoint verify": (
+        ("fuse-ckpt checkpoint verify digits:latest", "are its bytes what was written?"),
+        ("fuse-ckpt checkpoint verify --all --from-disk", "everything, from the disk itself"),
+    ),
+    "storage create": (
+        (
+            "fuse-ckpt storage create s3 --provider s3 --bucket models --region eu-central-1",
+            "credentials from the environment, a profile or the instance",
+        ),
+        (
+            "fuse-ckpt storage create minio --provider minio --endpoint http://minio:9000 --credentials-file ~/.minio",
+            "or from a file with mode 0600",
+        ),
+    ),
+    "storage list": (("fuse-ckpt storage list", "all connections, no secrets"),),
+    "storage probe": (("fuse-ckpt storage probe s3", "can several machines share it?"),),
+    "storage delete": (("fuse-ckpt storage delete s3", "the connection; its objects stay"),),
+    "training delete": (("fuse-ckpt training delete digits --dry-run", "what goes, and what that frees"),),
+    "training fetch": (("fuse-ckpt training fetch digits --destination logs", "what is in no checkpoint"),),
     "checkpoint wait": (
         ("fuse-ckpt checkpoint wait digits/checkpoint-500", "prints its id once it is there"),
         ("fuse-ckpt checkpoint wait digits:latest --timeout 600 && python evaluate.py", "the first that can be used"),

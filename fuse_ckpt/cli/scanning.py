@@ -44,10 +44,6 @@ def scan(settings: Settings, reference: str, allow: tuple[str, ...], again: bool
     name and protocol, the shards that a .metadata names, numpy's arrays of objects, and files of these in zip files or
     compressed. What cannot be read to its end is never safe. Source code (.py) is not looked into, and neither is
     what Keras keeps in .h5 files. What was found is kept for each file's bytes.
-
-    \b
-    fuse-ckpt checkpoint scan run-from-elsewhere && python evaluate.py
-    fuse-ckpt checkpoint scan digits:latest --allow 'numpy.*' --json | jq '.files[] | select(.verdict != "safe")'
     """
     with access.store_with(settings, reference) as (store, [found]):
         from fuse_ckpt import contents

@@ -37,10 +37,6 @@ def verify(
     Prints a line for each file that is not as it was saved, and which other checkpoints hold the same bytes. A
     checkpoint with damage is marked failed, and JOB:latest is the newest whole one from then on; one that an earlier
     verify has marked, and that a later save of the same bytes has mended, is available again.
-
-    \b
-    fuse-ckpt checkpoint verify digits:latest
-    fuse-ckpt checkpoint verify --all --from-disk
     """
     if everything == bool(references):
         raise click.UsageError("Name checkpoints, or give --all.")
