@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_ckpt.cli import access, changes, formats, listing, render
-from fuse_ckpt.cli.hooks import Hook
+from fuse_ckpt.cli.hooks import Hook, View
 from fuse_ckpt.cli.settings import Settings
 from fuse_ckpt.errors import NotFound, NotReached, UnknownCheckpoint, UnknownJob
 
@@ -168,10 +168,10 @@ def watch(settings: Settings, job: str, command: str | None, since: str, start: 
     """Print a line of JSON for each event of a job's checkpoints, until a signal ends it (130 or 143).
 
     The events are pending, available, failed, amended, deleted and restored. COMMAND is run by sh, for one checkpoint
-    at a time; {id}, {name} and {path} in it stand for the checkpoint's, quoted as needed (path: its directory in the
-    mount; empty where the job is not mounted), and so do the variables FUSE_CKPT_ID, FUSE_CKPT_NAME, FUSE_CKPT_PATH.
-    The checkpoint cannot be deleted meanwhile. Its standard output goes to standard error. That it fails is told, and
-    the next one is run.
+    at a time; {id}, {name} and {path} in it stand for the checkpoint's, quoted as needed, and so do the variables
+    FUSE_CKPT_ID, FUSE_CKPT_NAME, FUSE_CKPT_PATH. The path is a directory with its files, read-only, on a mount that
+    goes when the watch does. The checkpoint cannot be deleted meanwhile. COMMAND's standard output goes to standard
+    error. That it fails is told, and the next one is run.
     """
     if start is not None and since == "all":
         raise click.UsageError("--from and --since say where to begin: give one of them.")
@@ -180,8 +180,10 @@ def watch(settings: Settings, job: str, command: str | None, since: str, start: 
     check_job_name(job)
     with ExitStack() as stack:
         store = _appearing_store(stack, settings, lambda found: _find_job(found, job), JOB_PATIENCE)
+        view = View(command, store, _say)
+        stack.callback(view.close)
         waits = stack.enter_context(_signals())
-        hook = Hook(command, store, settings.environment, lambda line: click.echo(formats.visible(line), err=True))
+        hook = Hook(command, store, settings.environment, view, _say)
         stack.callback(hook.close)
         watching = _Watch(store, job, _told_before(store, job, since, start))
         while True:
@@ -193,6 +195,10 @@ def watch(settings: Settings, job: str, command: str | None, since: str, start: 
             signalled = waits(watching.pause)
             if signalled:
                 return 128 + signalled
+
+
+def _say(line: str) -> None:
+    click.echo(formats.visible(line), err=True)
 
 
 def _tell(events: Sequence[changes.Event], hook: Hook) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from fuse_ckpt.errors import FuseCkptError, UsageError
 if TYPE_CHECKING:
     from fuse_ckpt.model import Checkpoint
     from fuse_ckpt.store import Lease, Store
+
+Report = Callable[[str], None]
 
 VARIABLES = {"id": "FUSE_CKPT_ID", "name": "FUSE_CKPT_NAME", "path": "FUSE_CKPT_PATH"}
 _PLACE = re.compile(r"(?<!\$)\{(id|name|path)\}")
@@ -54,14 +57,62 @@ def shell_script(command: str) -> str:
     return "".join(written)
 
 
+class View:
+    """A read-only mount of the store for the command, where it asks for {path}; taken away by `close`.
+
+    It is not the job's own: that one goes when the run ends, often before the last checkpoint is evaluated, and a
+    command that still reads it would keep the run from ending in order.
+    """
+
+    def __init__(self, command: str | None, store: Store, report: Report) -> None:
+        self._store = store
+        self._report = report
+        wanted = command is not None and any(text in command for text in ("{path}", VARIABLES["path"]))
+        self._top = self._mount() if wanted else None
+
+    def _mount(self) -> Path | None:
+        from fuse_ckpt import session
+
+        top = Path(tempfile.mkdtemp(prefix="fuse-ckpt-watch-"))
+        try:
+            session.view(self._store, top)
+        except BaseException as error:
+            top.rmdir()
+            if not isinstance(error, FuseCkptError):
+                raise
+            self._report(f"{{path}} is there only while the job is mounted: {error}")
+            return None
+        return top
+
+    def path(self, checkpoint: Checkpoint) -> str:
+        """The directory of a checkpoint; "" where there is none to be seen."""
+        mounted = self._store.job_note(checkpoint.job) if self._top is None else ""
+        by_id = self._top / checkpoint.job if self._top is not None else Path(mounted) / ".checkpoints"
+        path = by_id / "by-id" / checkpoint.id
+        return str(path) if (self._top or mounted) and path.is_dir() else ""
+
+    def close(self) -> None:
+        top, self._top = self._top, None
+        if top is None:
+            return
+        from fuse_ckpt import session
+
+        try:
+            session.umount(top)
+            top.rmdir()
+        except (FuseCkptError, OSError) as error:  # its daemon goes when nobody uses it any more
+            self._report(f"{top} is left for now: {error}")
+
+
 class Hook:
     """The command and the checkpoints that wait for it. Nothing here blocks but `close`."""
 
     def __init__(
-        self, command: str | None, store: Store, environment: Mapping[str, str], report: Callable[[str], None]
+        self, command: str | None, store: Store, environment: Mapping[str, str], view: View, report: Report
     ) -> None:
         self._script = None if command is None else shell_script(command)
         self._store = store
+        self._view = view
         self._environment = {**environment, "FUSE_CKPT_STORE": str(store.layout.root)}
         self._report = report
         self._waiting: deque[Checkpoint] = deque()
@@ -107,9 +158,7 @@ class Hook:
             self._report(f"no command is run for {checkpoint.id}: {error.strerror}")
 
     def _spawn(self, checkpoint: Checkpoint) -> subprocess.Popen[bytes]:
-        path = self._path(checkpoint)
-        if not path:
-            self._report(f"{{path}} is empty: job {checkpoint.job} is not mounted here (fuse-ckpt mount, or fetch it)")
+        path = self._view.path(checkpoint)
         values = zip(VARIABLES.values(), (checkpoint.id, checkpoint.name, path), strict=True)
         return subprocess.Popen(
             ["/bin/sh", "-c", self._script or ""],
@@ -119,12 +168,6 @@ class Hook:
             start_new_session=True,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),
         )
-
-    def _path(self, checkpoint: Checkpoint) -> str:
-        """The checkpoint's directory in the read view; "" where the job is not mounted, or not to be seen from here."""
-        mounted = self._store.job_note(checkpoint.job)
-        path = Path(mounted) / ".checkpoints" / "by-id" / checkpoint.id
-        return str(path) if mounted and os.path.isdir(path) else ""
 
     def close(self) -> None:
         """End the command that runs, and forget those that wait."""

@@ -22,7 +22,8 @@ def events(started: Started) -> list[dict[str, Any]]:
 
 
 def follow(desk: Desk, *arguments: str) -> Started:
-    return desk.launch([*PROGRAM, "--store", str(desk.store), "checkpoint", *arguments])
+    command = [*PROGRAM, "--store", str(desk.store), "checkpoint", *arguments]
+    return desk.launch(command, env={"TMPDIR": str(desk.top)})
 
 
 def test_a_checkpoint_is_waited_for_and_evaluated_while_training_goes_on(desk: Desk) -> None:
@@ -47,11 +48,13 @@ def test_a_checkpoint_is_waited_for_and_evaluated_while_training_goes_on(desk: D
     wait_until("it was evaluated", (desk.top / "evaluated-checkpoint-1").exists)
     training.tell()
     training.wait_line("saved 2")
-    wait_until("both are told", lambda: len([one for one in events(watching) if one["event"] == "available"]) == 2)
     training.tell()
     assert training.wait() == 0
+    assert "still use the mount" not in training.err
     assert watching.wait() == 0
     assert watching.err == ""
+    assert desk.mounts() == []
+    assert list(desk.top.glob("fuse-ckpt-watch-*")) == []
     for n in (1, 2):
         assert (desk.top / f"evaluated-checkpoint-{n}").read_bytes() == b"state %d" % n
     told = events(watching)
@@ -60,6 +63,21 @@ def test_a_checkpoint_is_waited_for_and_evaluated_while_training_goes_on(desk: D
     assert (first["name"], first["step"], second["name"]) == ("checkpoint-1", 1, "checkpoint-2")
     # Each was pending for a second at least, which is when it is looked at.
     assert {one["name"] for one in told if one["event"] == "pending"} <= {"checkpoint-1", "checkpoint-2"}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_watch_that_is_ended_leaves_no_mount(seeded: Desk, number: int) -> None:
+    evaluation = f"cat {{path}}/* >> {seeded.top}/evaluated"
+    watching = follow(seeded, "watch", "kept", "--since", "all", "--exec", evaluation)
+    done = seeded.top / "evaluated"
+    wait_until("both were evaluated", lambda: done.exists() and sorted(done.read_text()) == ["a", "b"])
+    (mounted,) = seeded.mounts()
+    assert Path(mounted).name.startswith("fuse-ckpt-watch-")
+    watching.process.send_signal(number)
+    assert watching.wait() == (143 if number == signal.SIGTERM else -number)
+    wait_until("it is gone", lambda: not seeded.mounts() and not seeded.processes())
+    assert Path(mounted).exists() is (number == signal.SIGKILL)
 
 
 @pytest.mark.once
