@@ -1,7 +1,7 @@
 """Kill training at random moments while it saves, and look at what is listed then.
 
 Never may a checkpoint be available that is torn (a file that cannot be loaded, files of two saves, one too few), or
-what was saved to its end be lost; and `-C JOB:latest` must load, each time. Exit code 1 where one of these was seen.
+what was saved to its end be in none; and `-C JOB:latest` must load, each time. Exit code 1 where one of these was seen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def report(tally: Tally, seed: int, seconds: float) -> None:
     print(f"\nseed {seed}, {seconds:.0f} s")
     print(f"{tally.kills:6} kills")
     print(f"{tally.begun:6} saves begun, {tally.saved} of them ended")
-    print(f"{tally.available:6} available, {tally.failed} failed")
+    print(f"{tally.available:6} available, {tally.failed} failed ({tally.mistrusted} of them whole)")
     print(f"{tally.loads:6} available ones loaded in another process, {tally.resumed} resumed from as latest")
     print(f"{len(tally.violations):6} violations")
     for violation in tally.violations:
