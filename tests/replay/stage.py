@@ -53,7 +53,8 @@ async def _beside(store: Store, root_fd: int, trace: Trace, exits: Exits) -> Non
 
 
 def _without_processes(monkeypatch: pytest.MonkeyPatch) -> Exits:
-    """Processes are those of the trace, and threads run inline: the clock cannot jump meanwhile."""
+    """Processes are those of the trace, and threads run inline: the clock cannot jump meanwhile. The disk is trusted:
+    what survives a power cut is tested elsewhere."""
 
     async def inline(_: object, function: Callable[..., Any], *arguments: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -63,6 +64,8 @@ def _without_processes(monkeypatch: pytest.MonkeyPatch) -> Exits:
         return await inline(None, function, *arguments)
 
     exits = Exits()
+    for sync in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, sync, lambda fd: None)
     monkeypatch.setattr("fuse_ckpt.staging.processes._read_process", lambda task: task)
     monkeypatch.setattr("fuse_ckpt.staging.committer.wait_exit", exits.wait)
     monkeypatch.setattr(trio.to_thread, "run_sync", to_thread)

@@ -9,7 +9,9 @@ from tests.staging.trainer import ME, Trainer
 KILLED = "its writer was killed by signal 9"
 
 
-@pytest.mark.xfail(strict=True, reason="whether a killed writer had more to write is decided before its closes are heard")
+@pytest.mark.xfail(
+    strict=True, reason="whether a killed writer had more to write is decided before its closes are heard"
+)
 def test_a_marker_that_was_closed_before_its_writer_died_is_the_end_of_the_save(trainer: Trainer) -> None:
     """S12: a unit in which a file was closed for its writer only by the writer's death is `failed`: none was here."""
     trainer.mkdir("checkpoint-1")
