@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 from fuse_ckpt.metadata.symbols import (
+    EMPTY,
     Global,
     Instance,
     Opaque,
     Outline,
+    Row,
     holds_tensors,
     one_of,
     rebuilds_tensor,
@@ -26,6 +28,7 @@ from fuse_ckpt.metadata.symbols import (
 from fuse_ckpt.metadata.values import Unreadable
 
 OPCODES_MAX = 3_000_000  # about 75,000 tensors; seconds of work
+CONTAINERS_MAX = 500_000  # dictionaries, objects and tuples that are kept, of some 200 bytes each
 
 
 def outline(pickle: BinaryIO) -> object:
@@ -52,6 +55,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
         self.tensors = 0
+        self.containers = 0
 
     def step(self, name: str, argument: object) -> None:
         if name in _LITERALS:
@@ -60,6 +64,13 @@ class _Machine:
             _HANDLERS[name](self, argument)
         else:
             self._opaque(name)
+
+    def push(self, symbol: object) -> None:
+        if isinstance(symbol, Outline | Instance | Row) and symbol is not EMPTY:
+            self.containers += 1
+            if self.containers > CONTAINERS_MAX:
+                raise Unreadable(f"has a pickle of more than {CONTAINERS_MAX} objects, which was not read")
+        self.stack.append(symbol)
 
     def to_mark(self) -> list[object]:
         at = self.marks.pop()
@@ -102,11 +113,11 @@ class _Machine:
         self.stack.append(self.memo[index])
 
     def empty_dict(self, _: object) -> None:
-        self.stack.append(Outline())
+        self.push(Outline())
 
     def dict_of_marked(self, _: object) -> None:
         items = self.to_mark()
-        self.stack.append(Outline())
+        self.push(Outline())
         self._set(items)
 
     def set_item(self, _: object) -> None:
@@ -140,7 +151,7 @@ class _Machine:
             self.add_to_top([state])
 
     def tuple_of_marked(self, _: object) -> None:
-        self.stack.append(row(self.to_mark()))
+        self.push(row(self.to_mark()))
 
     def persistent(self, _: object) -> None:
         self.stack.append(storage(self.stack.pop()))
@@ -161,15 +172,15 @@ class _Machine:
             self.tensors += not holds_tensors(arguments)  # a parameter is made of a tensor that is counted already
             self.stack.append(tensor(arguments))
         elif function in _DICTIONARIES:
-            self.stack.append(Outline())
+            self.push(Outline())
         else:
-            self.stack.append(Instance(function, arguments))
+            self.push(Instance(function, arguments))
 
 
 def _row_of(count: int) -> Callable[[_Machine, object], None]:
     def tuple_of_last(machine: _Machine, _: object) -> None:
         parts = [machine.stack.pop() for _ in range(count)]
-        machine.stack.append(row(parts[::-1]))
+        machine.push(row(parts[::-1]))
 
     return tuple_of_last
 

@@ -112,7 +112,9 @@ def _depth(value: object) -> int:
 
 def row(parts: list[object]) -> object:
     """The symbol of a tuple; one that is long, or of nothing but numbers, is of no use, unless it is empty."""
-    if len(parts) > _ROW_MAX or (parts and all(type(part) in (int, float) for part in parts)):
+    if not parts:
+        return EMPTY
+    if len(parts) > _ROW_MAX or all(type(part) in (int, float) for part in parts):
         return one_of(parts)
     return Row(tuple(parts))
 
@@ -140,3 +142,6 @@ def tensor(arguments: object) -> object:
 
 def rebuilds_tensor(function: Global) -> bool:
     return function.name.startswith("_rebuild") and function.module in ("torch._utils", "torch._tensor")
+
+
+EMPTY = Row(())

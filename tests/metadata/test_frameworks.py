@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fuse_ckpt.metadata import extract
@@ -47,6 +49,9 @@ def lightning(**more: object) -> dict[str, object]:
 
 def watching(monitor: object, **scores: object) -> dict[str, object]:
     return lightning(callbacks={"ModelCheckpoint": {"monitor": monitor, **scores}})
+
+
+WHOLE = {"a.ckpt": saved(lightning()), "b.pt": saved(training_state()), "c.safetensors": save({"w": W})}
 
 
 # -- Lightning
@@ -371,11 +376,18 @@ def test_a_pickle_that_doubles_what_it_holds_at_every_step_takes_no_time() -> No
     counted_outline(io.BytesIO(b"\x80\x02)" + doubling + b"."))
 
 
-@pytest.mark.parametrize("operation", [b")", b"}", b"(", b"]", b"N", b"K\x01"])
+@pytest.mark.parametrize("operation", [b"(", b"]", b"N", b"K\x01"])
 def test_a_pickle_of_one_operation_without_end_is_given_up(operation: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fuse_ckpt.metadata.pickles.OPCODES_MAX", 50_000)
     said = of({"a.pt": zipped(b"\x80\x02" + operation * 60_000 + b".")})
     assert said.notes == ("a.pt has a pickle of more than 50000 opcodes, which was not read",)
+
+
+@pytest.mark.parametrize("operation", [b"}", b"\x85", b"q\x00}"])
+def test_a_pickle_of_too_many_objects_is_given_up(operation: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_ckpt.metadata.pickles.CONTAINERS_MAX", 1000)
+    said = of({"a.pt": zipped(b"\x80\x02)" + operation * 1001 + b".")})
+    assert said.notes == ("a.pt has a pickle of more than 1000 objects, which was not read",)
 
 
 def test_a_dictionary_that_holds_itself_is_read() -> None:
@@ -390,6 +402,19 @@ def test_a_dictionary_that_holds_itself_is_read() -> None:
 def test_every_opcode_is_known() -> None:
     """A new one would be walked by its effect on the stack alone; this says when there is one to think of."""
     assert len(pickletools.opcodes) == 68
+
+
+@given(st.sampled_from([".metadata", "__3.metadata", "a.pkl", "model_index.json", "all_results.json"]), st.binary())
+def test_no_bytes_make_it_raise(name: str, data: bytes) -> None:
+    of({name: data})
+    of({name: b"\x80" + data, "__0_0.distcp": data})
+
+
+@given(st.data())
+def test_no_change_of_a_byte_makes_it_raise(data: st.DataObject) -> None:
+    for name, whole in WHOLE.items():
+        at = data.draw(st.integers(0, len(whole) - 1))
+        of({name: whole[:at] + bytes([data.draw(st.integers(0, 255))]) + whole[at + 1 :]})
 
 
 def test_openers_are_closed() -> None:
