@@ -108,3 +108,21 @@ def test_the_layout_of_an_epoch_shows_the_state_beside_it(mounted: Mount) -> Non
     (epoch,) = mounted.wait_for("epoch_0")
     mounted.wait_for("recipe_state")
     assert (mounted.view / "layout" / epoch.id / "recipe_state" / "recipe_state.pt").is_file()
+
+
+AT_THE_ROOT = {
+    "diffusers": ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json"],
+    "sentence-transformers": ["modules.json", "config.json", "sentence_bert_config.json", "1_Pooling/config.json"],
+}
+
+
+@pytest.mark.xfail(strict=True, reason="S7.6, S7.7: a first-level directory and a file of no known name are units")
+@pytest.mark.parametrize("library", AT_THE_ROOT)
+def test_a_model_of_several_directories_at_the_root_is_one_checkpoint(mounted: Mount, library: str) -> None:
+    """S7.1 keeps only the files of the Hugging Face set together there. In a directory of its own it is one."""
+    for name in AT_THE_ROOT[library]:
+        path = mounted.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    mounted.umount()
+    assert [one["name"] for one in mounted.checkpoints(all=True)] == [""]
