@@ -80,6 +80,9 @@ class Metadata(Struct, frozen=True, omit_defaults=True):
     inference_ready: bool = False
     resumable: bool = False  # holds optimizer state
     weights: bool = False  # holds model weights
+    format: str | None = None  # how its weights are stored: "torch zip", "safetensors", "torch distributed", …
+    tensors: int | None = None  # how many all its files hold, optimizer state with them
+    epoch: float | None = None  # a part of one where it was saved within
     notes: tuple[str, ...] = ()  # what could not be read, one plain sentence each
 
 

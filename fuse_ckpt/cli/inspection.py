@@ -48,6 +48,9 @@ def _status(manifest: Manifest) -> Document:
         "resumable": checkpoint.metadata.resumable,
         "tags": list(checkpoint.tags),
         "pinned": checkpoint.pinned,
+        "epoch": checkpoint.metadata.epoch,
+        "format": checkpoint.metadata.format,
+        "tensors": checkpoint.metadata.tensors,
     }
     if checkpoint.failure is not None:
         status["failure"] = checkpoint.failure
