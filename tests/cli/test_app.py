@@ -14,7 +14,7 @@ from fuse_ckpt.cli import access, app
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "fuse_ckpt")
-HEAVY = ("rich", "trio", "pyfuse3", "torch", "transformers")
+HEAVY = ("rich", "trio", "pyfuse3", "obstore", "torch", "transformers")
 
 
 def separate(shelf: Any, **environment: str) -> dict[str, Any]:
