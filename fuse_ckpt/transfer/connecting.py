@@ -15,6 +15,7 @@ from fuse_ckpt.errors import CredentialsRefused, StorageFailed, UsageError
 from fuse_ckpt.model import Connection, Provider
 from fuse_ckpt.transfer import credentials
 from fuse_ckpt.transfer.complaints import Where
+from fuse_ckpt.transfer.names import check_bucket
 
 Client: TypeAlias = AzureStore | GCSStore | LocalStore | S3Store
 Environment: TypeAlias = Mapping[str, str]
@@ -56,6 +57,9 @@ def check(connection: Connection) -> None:
         raise UsageError(f"--provider {provider} needs --endpoint URL: it has no address of its own.")
     if connection.endpoint is not None:
         _check_endpoint(connection.endpoint)
+    if connection.bucket is not None:
+        check_bucket(connection.bucket)
+    _check_word("--region", connection.region or "x")
     if connection.credentials_file is not None:
         credentials.check_file(Path(connection.credentials_file))
 
@@ -124,6 +128,13 @@ def _check_endpoint(endpoint: str) -> None:
         )
 
 
+def _check_word(what: str, word: str) -> str:
+    """Return `word` if a header and a URL can carry it, else raise UsageError; it may be a secret, and is not shown."""
+    if not word.isascii() or not word.isprintable() or " " in word:
+        raise UsageError(f"{what} has a character in it that none can have.")
+    return word
+
+
 def _client_options(connection: Connection, patience: float) -> dict[str, Any]:
     options: dict[str, Any] = {
         "timeout": timedelta(seconds=max(patience, CONNECT_TIMEOUT)),
@@ -157,7 +168,7 @@ def _configuration(connection: Connection, environment: Environment) -> dict[str
         return {**credentials.from_file(connection), **base}
     said = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
     region = connection.region or ("auto" if connection.provider is Provider.R2 else said or "us-east-1")
-    found: dict[str, Any] = {"region": region, "conditional_put": "etag"}
+    found: dict[str, Any] = {"region": _check_word("The region", region), "conditional_put": "etag"}
     if connection.endpoint:
         # The second is what AWS_ENDPOINT_URL_S3 of the environment would overrule the first with.
         found |= {"endpoint": connection.endpoint, "aws_endpoint_url_s3": connection.endpoint}
@@ -169,6 +180,8 @@ def _provider(connection: Connection, environment: Environment) -> Callable[[], 
 
     None: obstore looks for them (environment, web identity, container, instance).
     """
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        _check_word(name, environment.get(name, ""))
     found = credentials.from_file(connection)
     if not found:
         if any(environment.get(name) for name in _FOUND_BY_ITSELF):
@@ -181,6 +194,8 @@ def _provider(connection: Connection, environment: Environment) -> Callable[[], 
         return None
     if "access_key_id" not in found or "secret_access_key" not in found:
         raise UsageError(f"{where(connection)}: its credentials lack the key or its secret: {_AWS_CHAIN}.")
+    for name, value in found.items():
+        _check_word(f"The {name} of {where(connection)}", value)
     answer = {
         "access_key_id": found["access_key_id"],
         "secret_access_key": found["secret_access_key"],

@@ -8,22 +8,21 @@ object that is there with the right size is read, and sent again only if its byt
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 
 from blake3 import blake3
 from msgspec import Struct
 
-from fuse_ckpt.errors import Corrupt, CorruptBlob, StorageFailed, UsageError
+from fuse_ckpt.errors import Corrupt, CorruptBlob, FuseCkptError, StorageFailed, UsageError
 from fuse_ckpt.model import Checkpoint, Entry, Kind, Manifest
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import copying, described, lanes, names, selection
+from fuse_ckpt.transfer import copying, described, lanes, planning, selection
 from fuse_ckpt.transfer.names import MANIFEST, MARKER, Place
+from fuse_ckpt.transfer.planning import Planned
 from fuse_ckpt.transfer.remote import Found, Remote
 
 LARGE = 16 << 20  # bytes; such a file is sent in parts, and alone: all the parts at once are its own
 SMALL_LANES = 8  # files below LARGE at once
-HOPS_MAX = 40  # symlinks that lead to symlinks, as the kernel counts them
 
 
 class Exported(Struct, frozen=True):
@@ -38,13 +37,6 @@ class Exported(Struct, frozen=True):
     sent: int
     left_out: tuple[str, ...]
     read_back: bool
-
-
-class _Object(Struct, frozen=True):
-    """An object to be: its key, and the file whose bytes it has."""
-
-    key: str
-    file: Entry
 
 
 def export(
@@ -69,7 +61,7 @@ def export(
     with store.lease(checkpoint.id):
         manifest = store.manifest(checkpoint.id)
         entries = selection.chosen(manifest.entries, include)
-        plan = _plan(Manifest(manifest.checkpoint, tuple(entries)), include, read_back)
+        plan = planning.plan(Manifest(manifest.checkpoint, tuple(entries)), include, read_back)
         run = _Run(store, remote, place, plan, progress, read_back)
         sent = run.complete(force)
     files = [one.file for one in run.objects]
@@ -77,31 +69,11 @@ def export(
     return Exported(place, len(files), selection.total_size(files), sent, left_out, read_back)
 
 
-def _plan(manifest: Manifest, include: Sequence[str], read_back: bool) -> described.Export:
-    """What the export's manifest is going to say."""
-    names_needed = {entry.path: names.key_of(entry.path) for entry in manifest.entries}
-    by_path = {entry.path: entry for entry in manifest.entries}
-    return described.Export(
-        manifest,
-        keys={path: key for path, key in names_needed.items() if path != key},
-        copies=tuple(e.path for e in manifest.entries if e.kind is Kind.SYMLINK and _leads_to(e, by_path) is not None),
-        include=tuple(include),
-        verified="read back" if read_back else "sizes",
-    )
-
-
-def _leads_to(link: Entry, by_path: dict[str, Entry]) -> Entry | None:
-    """The file of the checkpoint that a symlink leads to; None where that is none."""
-    for _ in range(HOPS_MAX):
-        if link.target.startswith("/"):
-            return None
-        found = by_path.get(posixpath.normpath(posixpath.join(posixpath.dirname(link.path), link.target)))
-        if found is None or found.kind is Kind.DIRECTORY:
-            return None
-        if found.kind is Kind.FILE:
-            return found
-        link = found
-    return None
+def _counter(size: int, passes: int, progress: copying.Progress | None) -> copying.Advance:
+    """As `copying.counter`, of bytes that are all handled `passes` times: a person sees them once."""
+    if progress is None:
+        return copying.ignore
+    return copying.counter(size * passes, lambda done, total: progress(done // passes, total // passes))
 
 
 class _Run:
@@ -123,13 +95,12 @@ class _Run:
         self._read_back = read_back
         self._stop = lanes.Stop()
         self._id = plan.manifest.checkpoint.id
-        self.objects = list(self._objects())
-        passes = 2 if read_back else 1
-        self._advance = copying.counter(passes * sum(one.file.size for one in self.objects), progress)
+        self.objects = planning.objects(plan, place)
+        self._advance = _counter(sum(one.file.size for one in self.objects), 2 if read_back else 1, progress)
 
     def complete(self, force: bool) -> int:
         """Bring the destination to hold just what the plan says; the number of objects that had to be sent."""
-        there = self._remote.list(self._place.prefix)
+        there = self._remote.list(self._place.prefix, first=True)
         whole = self._look_at(there, force)
         kept = [one for one in self.objects if one.key in there and there[one.key].size == one.file.size]
         if not whole:
@@ -145,18 +116,6 @@ class _Run:
         elif self._key(MARKER) in there:
             self._remote.delete([self._key(MARKER)])
         return len(missing)
-
-    def _objects(self) -> Iterator[_Object]:
-        by_path = {entry.path: entry for entry in self._plan.manifest.entries}
-        copies = frozenset(self._plan.copies)
-        for entry in self._plan.manifest.entries:
-            file = entry if entry.kind is Kind.FILE else _leads_to(entry, by_path) if entry.path in copies else None
-            if file is None:
-                continue
-            key = self._key(described.key_of(entry, self._plan))
-            if len(key.encode()) > names.KEY_MAX:
-                raise UsageError(f"{key[:40]}… is longer than an object's name may be ({names.KEY_MAX} bytes).")
-            yield _Object(key, file)
 
     def _key(self, name: str) -> str:
         return self._place.key(name)
@@ -208,11 +167,11 @@ class _Run:
         elif not self._remote.create(self._key(MARKER), marker):
             raise UsageError(f"Another export to {self._place} began just now: choose another --destination-path.")
 
-    def _right_ones(self, kept: Sequence[_Object], there: dict[str, Found]) -> set[str]:
+    def _right_ones(self, kept: Sequence[Planned], there: dict[str, Found]) -> set[str]:
         """The keys of those objects whose bytes are right."""
         right: set[str] = set()
 
-        def look(one: _Object) -> None:
+        def look(one: Planned) -> None:
             if self._digest_of(there[one.key]) == one.file.digest:
                 right.add(one.key)
                 if self._read_back:
@@ -221,45 +180,36 @@ class _Run:
         self._each(kept, look)
         return right
 
-    def _each(self, objects: Sequence[_Object], work: Callable[[_Object], None]) -> None:
+    def _each(self, objects: Sequence[Planned], work: Callable[[Planned], None]) -> None:
         large = [one for one in objects if one.file.size >= LARGE]
         small = [one for one in objects if one.file.size < LARGE]
         lanes.run(1, large, work, self._stop)
         lanes.run(min(SMALL_LANES, len(small)), small, work, self._stop)
 
-    def _send(self, one: _Object) -> None:
+    def _send(self, one: Planned) -> None:
         self._remote.upload(one.key, one.file.size, lambda count: self._bytes_of(one.file, count))
 
     def _bytes_of(self, file: Entry, count: int) -> Iterator[bytes]:
         """The blob's bytes, `count` at a time. Raises CorruptBlob before the last ones where they are not right."""
         hasher = blake3()
         held = b""
-        with open(self._store.blob_path(file.digest), "rb", buffering=0) as blob:
-            if os.fstat(blob.fileno()).st_size != file.size:
-                raise self._damaged(file)
-            while data := blob.read(count):
-                self._stop.check()
-                if held:
-                    yield held
-                    self._advance(len(held))
-                hasher.update(data)
-                held = data
+        for data in _read_blob(self._store, file, count):
+            self._stop.check()
+            if held:
+                yield held
+                self._advance(len(held))
+            hasher.update(data)
+            held = data
         if hasher.hexdigest() != file.digest:
-            raise self._damaged(file)
+            raise _damaged(file, "damaged")
         yield held
         self._advance(len(held))
 
-    def _damaged(self, file: Entry) -> CorruptBlob:
-        return CorruptBlob(
-            f"The stored bytes of {file.path} are damaged (blob {file.digest}): the export is not whole; export "
-            "another checkpoint, or restore the store's disk from a copy."
-        )
-
-    def _check(self, sent: Sequence[_Object]) -> None:
+    def _check(self, sent: Sequence[Planned]) -> None:
         """See that what was sent is there. Errors: StorageFailed."""
         there = self._remote.list(self._place.prefix)
 
-        def look(one: _Object) -> None:
+        def look(one: Planned) -> None:
             found = there.get(one.key)
             right = found is not None and found.size == one.file.size
             if found is not None and right and self._read_back:
@@ -287,3 +237,27 @@ class _Run:
             raise StorageFailed(f"The manifest at {self._place} is not as it was sent: run the command again.")
         self._remote.settle(self._place.prefix, [self._key(MANIFEST)])
         self._remote.delete([self._key(MARKER)])
+
+
+def _read_blob(store: Store, file: Entry, count: int) -> Iterator[bytes]:
+    """The blob's bytes as they are, `count` at a time. No OSError of the disk is to pass for the object store's.
+
+    Errors: CorruptBlob (missing, or of another size), FuseCkptError (the disk cannot read it).
+    """
+    try:
+        with open(store.blob_path(file.digest), "rb", buffering=0) as blob:
+            if os.fstat(blob.fileno()).st_size != file.size:
+                raise _damaged(file, "damaged")
+            while data := blob.read(count):
+                yield data
+    except FileNotFoundError:
+        raise _damaged(file, "missing") from None
+    except OSError as error:
+        raise FuseCkptError(f"The stored bytes of {file.path} cannot be read: {error.strerror}.") from None
+
+
+def _damaged(file: Entry, how: str) -> CorruptBlob:
+    return CorruptBlob(
+        f"The stored bytes of {file.path} are {how} (blob {file.digest}): the export is not whole; export another "
+        "checkpoint, or restore the store's disk from a copy."
+    )

@@ -33,7 +33,7 @@ class RemoteSource:
         self.failure: str | None = None
         self.origin = Origin(provider=remote.connection.name, path=str(place))
         self._found: dict[str, Found] = {}  # by the entry's path
-        there = remote.list(place.prefix)
+        there = remote.list(place.prefix, first=True)
         if place.key(MANIFEST) in there:
             self._read_manifest(there)
         elif place.key(MARKER) in there:

@@ -15,6 +15,7 @@ NAME_MAX = 200  # bytes
 KEY_MAX = 1024  # bytes; S3's and GCS's limit, and Azure's in characters
 
 _CONNECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._$-]{0,221}", re.ASCII)  # S3's, GCS's and Azure's together
 _LIKE_AN_ID = re.compile(r"[0-9a-f-]{4,}", re.IGNORECASE)
 # What some object store or client refuses, changes, or takes for something else.
 _ESCAPED = re.compile(r"%(?=[0-9A-Fa-f]{2})|[\x00-\x1f\x7f-\x9f\\\ud800-\udfff\ufffe\uffff]")
@@ -41,6 +42,13 @@ def check_connection_name(name: str) -> str:
     return name
 
 
+def check_bucket(name: str) -> str:
+    """Return `name` if a bucket (container) can be called so, else raise InvalidName: it becomes a part of a URL."""
+    if not _BUCKET.fullmatch(name):
+        raise InvalidName(f"No bucket is called {name!r}: letters, digits, '-', '_' and '.' it may have.")
+    return name
+
+
 def check_checkpoint_name(name: str) -> str:
     """Return `name` if a pushed checkpoint can be called so and be meant by it, else raise InvalidName."""
     if not name or len(name.encode(errors="surrogateescape")) > NAME_MAX:
@@ -64,7 +72,7 @@ def place_of(connection: Connection, path: str, option: str) -> Place:
         raise UsageError(f"{option} {path!r} is not {shape}: give plain names with '/' between them.")
     if connection.provider is Provider.FILE:
         return Place("", stripped)
-    return Place(parts[0], "/".join(parts[1:]))
+    return Place(check_bucket(parts[0]), "/".join(parts[1:]))
 
 
 def key_of(path: str) -> str:

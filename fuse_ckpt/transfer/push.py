@@ -22,7 +22,6 @@ from msgspec.structs import replace
 from fuse_ckpt import metadata
 from fuse_ckpt.errors import Busy, Corrupt, FuseCkptError, StorageFailed
 from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Origin, Shape, Unit
-from fuse_ckpt.staging import fault_of
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import copying, names, places, selection, tree
 
@@ -61,6 +60,8 @@ def push(
     (the same push is under way), Corrupt (bytes without the digest that their manifest names), FuseCkptError (not
     whole, no room, changed meanwhile), StorageFailed, OSError.
     """
+    from fuse_ckpt.staging import fault_of  # with it comes trio, and a fetch needs neither
+
     names.check_checkpoint_name(name)
     selection.check_inside(source.entries)
     with _spool(store, f"{name}\n{source.identity}") as (spool, spool_fd):

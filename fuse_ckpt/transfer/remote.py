@@ -61,20 +61,17 @@ class Remote:
         if self._root is not None:
             places.refuse_ours(self._root / prefix, store, option)
 
-    def list(self, prefix: str) -> dict[str, Found]:
-        """What lies below `prefix`, by key: the first thing to ask, for it is answered or refused soon."""
+    def list(self, prefix: str, *, first: bool = False) -> dict[str, Found]:
+        """What lies below `prefix`, by key. The `first` thing to ask is answered, or given up, soon."""
+        client = self._first if first else self._client
         with self._asked(prefix):
             for _ in range(LIST_TRIES - 1):
                 try:
-                    return self._listed(prefix)
+                    return _listed(client, prefix)
                 except BaseError as error:
                     if "response body" not in str(error):  # obstore asks again for all but an answer that is cut off
                         raise
-            return self._listed(prefix)
-
-    def _listed(self, prefix: str) -> dict[str, Found]:
-        chunks = obstore.list(self._first, prefix or None, chunk_size=LIST_CHUNK)
-        return {meta["path"]: _found(meta) for chunk in chunks for meta in chunk}
+            return _listed(client, prefix)
 
     def reach(self) -> None:
         """See that the bucket is there, and the credentials are good, with a request for a single page.
@@ -203,6 +200,11 @@ class Remote:
 
     def _place(self, key: str) -> str:
         return "/".join(part for part in (self.bucket, key) if part)
+
+
+def _listed(client: connecting.Client, prefix: str) -> dict[str, Found]:
+    chunks = obstore.list(client, prefix or None, chunk_size=LIST_CHUNK)
+    return {meta["path"]: _found(meta) for chunk in chunks for meta in chunk}
 
 
 def _found(meta: Any) -> Found:

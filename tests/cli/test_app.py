@@ -16,7 +16,7 @@ from fuse_ckpt.cli import access, app, examples
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "fuse_ckpt")
-HEAVY = ("rich", "trio", "pyfuse3", "torch", "transformers")
+HEAVY = ("rich", "trio", "pyfuse3", "obstore", "torch", "transformers")
 
 
 def separate(shelf: Any, **environment: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield (*path, name)
 
 
-OWN_EXIT_CODES = {
+OWN_EXIT_CODES: dict[tuple[str, ...], str] = {
     ("training", "run"): "Exit codes: COMMAND's own; 128 + n where signal n killed it; 126",
     ("checkpoint", "show"): "Exit codes: 0 done, 1 a file asks for more memory or time than is given, 2 usage, 3 not",
     ("checkpoint", "diff"): "Exit codes: 0 done, 1 a file asks for more memory or time than is given, 2 usage, 3 not",

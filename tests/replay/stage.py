@@ -41,8 +41,9 @@ def _root(store: Store) -> Iterator[int]:
 async def _beside(store: Store, root_fd: int, trace: Trace, exits: Exits) -> None:
     area = Area(root_fd, store.layout.pending(JOB), Settings(), trio.current_time)
     committer = Committer(area, store, JOB)
-    filesystem: Filesystem = job_filesystem(store, JOB, root_fd, area, lambda nid, name: None)
     async with trio.open_nursery() as nursery:
+        uses = store.uses("a replay")
+        filesystem: Filesystem = job_filesystem(store, JOB, root_fd, area, uses, lambda nid, name: None)
         nursery.start_soon(committer.run)
         await wait_all_tasks_blocked()
         await Player(filesystem, area, exits).play(trace)
@@ -50,6 +51,7 @@ async def _beside(store: Store, root_fd: int, trace: Trace, exits: Exits) -> Non
         await wait_all_tasks_blocked()
         assert not area.drafts, "something still waits"
         nursery.cancel_scope.cancel()
+        uses.close()
 
 
 def _without_processes(monkeypatch: pytest.MonkeyPatch) -> Exits:

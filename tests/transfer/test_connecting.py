@@ -84,6 +84,23 @@ def test_nothing_of_the_environment_mixes_with_a_file(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("bad", ["a key", "ké", "k\tey", "k\x1bey"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(tmp_path: Path, bad: str) -> None:
+    """obstore would end with a panic."""
+    file = private(tmp_path / "f", AWS.replace("the-default", bad))
+    with pytest.raises(UsageError, match="access_key_id of Storage lake") as caught:
+        connecting.client(connection(endpoint=HTTP, credentials_file=file), "b", {}, 1)
+    assert bad not in str(caught.value)
+    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY has a character"):
+        connecting.client(connection(endpoint=HTTP), "b", {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": bad}, 1)
+    with pytest.raises(UsageError, match="region has"):
+        connecting.client(connection(endpoint=HTTP), "b", {"AWS_ACCESS_KEY_ID": "x", "AWS_REGION": bad}, 1)
+    with pytest.raises(UsageError, match="--region has"):
+        check_connection(connection(region=bad))
+    with pytest.raises(UsageError, match="No bucket"):
+        check_connection(connection(bucket=bad))
+
+
 def test_a_profile_is_looked_up_where_the_environment_has_no_key(tmp_path: Path) -> None:
     (tmp_path / ".aws").mkdir()
     private(tmp_path / ".aws/credentials", SEVERAL.replace("[lake]", "[work]"))

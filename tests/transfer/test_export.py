@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError
+from fuse_ckpt.errors import CorruptBlob, FuseCkptError, NotFound, StorageFailed, UnknownCheckpoint, UsageError
 from fuse_ckpt.model import Checkpoint
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Place, Remote, export
@@ -171,6 +171,13 @@ def test_damaged_bytes_never_leave(store: Store, save: Save, remote: Remote, the
             assert MARKER in found
             assert MANIFEST not in found
             assert name not in found
+        blob.unlink()
+        with pytest.raises(CorruptBlob, match=rf"{name} are missing"):
+            export(store, checkpoint, remote, there)
+        blob.mkdir()
+        with pytest.raises(FuseCkptError, match=rf"{name} cannot be read: Is a directory"):
+            export(store, checkpoint, remote, there)
+        blob.rmdir()
         blob.write_bytes(good)
     export(store, checkpoint, remote, there)
     assert MARKER not in names(remote, there)
@@ -196,10 +203,10 @@ def test_progress_counts_what_is_sent_and_what_is_read_back(store: Store, save: 
     checkpoint = save({"a": b"12345", "b": b"123"})
     seen: list[tuple[int, int]] = []
     export(store, checkpoint, directory, Place("", "x"), progress=lambda *now: seen.append(now))
-    assert seen[-1] == (16, 16)
+    assert seen[-1] == (8, 8)
     seen.clear()
     export(store, checkpoint, directory, Place("", "x"), progress=lambda *now: seen.append(now))
-    assert seen[-1] == (16, 16)
+    assert seen[-1] == (8, 8)
     seen.clear()
     export(store, checkpoint, directory, Place("", "y"), read_back=False, progress=lambda *now: seen.append(now))
     assert seen[-1] == (8, 8)

@@ -83,3 +83,14 @@ def test_a_connection_has_a_plain_name(name: str) -> None:
     with pytest.raises(InvalidName):
         check_connection_name(name)
     assert check_connection_name("lake-2.eu_1") == "lake-2.eu_1"
+
+
+@pytest.mark.parametrize("bucket", ["my bucket", "ü", "a?b", "a#b", "a%41", "-x", ".x", "a\tb", "x" * 223, "a@b"])
+def test_a_bucket_is_nothing_that_would_change_a_url(bucket: str) -> None:
+    with pytest.raises(UsageError):
+        place_of(BUCKET, f"{bucket}/x", "--destination-path")
+
+
+def test_buckets_of_every_provider_are_taken() -> None:
+    for bucket in ("models", "my.models-2", "Old_Style", "$root", "x" * 222):
+        assert place_of(BUCKET, f"{bucket}/x", "--destination-path").bucket == bucket
