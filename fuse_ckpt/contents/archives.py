@@ -18,6 +18,7 @@ START = b"PK\x03\x04"
 DIRECTORY_MAX = 32 * MIB  # about 400,000 members
 COMMENT_MAX = 0xFFFF
 STORED, DEFLATED = 0, 8
+DIRECTORY_MARK = 0x10  # in the outer attributes: torch's reader then takes the part for an empty one
 DESCRIPTORS = (0, 12, 16, 20, 24)  # bytes between a member's data and the next one: sizes that came after the data
 ODDITIES_MAX = 10
 
@@ -167,6 +168,8 @@ class Archive:
             name = _name(directory[at : at + name_length], flags)
             extra = directory[at + name_length : at + name_length + extra_length]
             size, packed, header = _widened(extra, size, packed, fields[18])
+            if fields[17] & DIRECTORY_MARK or (method == STORED and packed != size):
+                self._odd("has a part that is no file of the length that it says")
             yield Member(name, method, flags, packed, size, header)
             at += name_length + extra_length + comment_length
         if at != len(directory):
