@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -76,6 +76,10 @@ class Blobs:
         """Whether the blob is there with that size (its bytes are not read)."""
         found = _stat(self._layout.blob(digest))
         return found is not None and stat.S_ISREG(found.st_mode) and found.st_size == size
+
+    def first_missing(self, sizes: Mapping[str, int]) -> str | None:
+        """The first digest of `sizes` (digest → size) whose blob is not there."""
+        return next((digest for digest, size in sizes.items() if not self.holds(digest, size)), None)
 
     def is_inode(self, digest: str, key: InodeKey) -> bool:
         """Whether the blob is that very inode."""

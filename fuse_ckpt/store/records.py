@@ -169,11 +169,16 @@ class Records:
         head = manifest.checkpoint
         key = UUID(head.id).bytes
         self.put_checkpoint(head)
-        self._put(Table.MANIFESTS, key, manifest)
         self._transaction.put(_job_prefix(head.job) + key, b"", db=self._tables[Table.BY_JOB])
         self._put(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal), key)
+        self.hold(manifest, {}, sealed)
+
+    def hold(self, manifest: Manifest, known: Mapping[str, int], sealed: Iterable[tuple[InodeKey, str]]) -> None:
+        """Put a manifest, one reference to each of its blobs but those of `known`, and its sealed inodes."""
+        self._put(Table.MANIFESTS, UUID(manifest.checkpoint.id).bytes, manifest)
         for digest, size in blob_sizes(manifest).items():
-            self._refer(bytes.fromhex(digest), size)
+            if digest not in known:
+                self._refer(bytes.fromhex(digest), size)
         for inode, digest in sealed:
             self._put(Table.INODES, INODE.pack(inode.ino), bytes.fromhex(digest))
 

@@ -18,31 +18,25 @@ from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, InodeKey, Kind, Manifest, NewCheckpoint, State
 
 from . import ids, locks, references, upkeep
-from .blobs import Adopted, Blobs
-from .codec import manifest_to_json
-from .durable import replace_file
+from .blobs import Adopted
 from .format import prepare
 from .index import MAP_SIZE, Index
-from .jobs import Jobs
 from .layout import Layout
 from .locks import Lease
 from .records import Records, blob_sizes
+from .revisions import Revisions
 
 T = TypeVar("T")
 
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Jobs):
+class Store(Revisions):
     """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
     CorruptRecord (a record fails its checksum) and OSError (the disk; ENOSPC where it is full).
     """
-
-    def __init__(self, layout: Layout, index: Index) -> None:
-        super().__init__(layout, index)
-        self._blobs = Blobs(layout, lambda digest: index.read(lambda records: records.has_blob(digest)))
 
     @classmethod
     def open(cls, root: Path, *, create: bool = True, map_size: int = MAP_SIZE) -> Store:
@@ -134,7 +128,7 @@ class Store(Jobs):
         """
         draft = Manifest(_describe(new), new.entries, new.companions)
         sizes = blob_sizes(draft)
-        missing = next((digest for digest, size in sizes.items() if not self._blobs.holds(digest, size)), None)
+        missing = self._blobs.first_missing(sizes)
         if missing is not None:
             raise CommitFailed(f"Blob {missing} of {new.job}/{new.unit.name} is not in the store.")
         with locks.exclusive(self.layout.lock("publish")):
@@ -169,11 +163,16 @@ class Store(Jobs):
     # leases and deletion
 
     def lease(self, checkpoint: str) -> Lease:
-        """Keep a checkpoint from being deleted until the lease is closed, or we die. Errors: UnknownCheckpoint."""
+        """Keep a checkpoint from being deleted until the lease is closed, or we die, and from being amended for ever.
+
+        Errors: UnknownCheckpoint.
+        """
         self.checkpoint(checkpoint)
         lease = locks.lease(self._lease_path(checkpoint), checkpoint)
         try:
             self.checkpoint(checkpoint)  # again: a delete may have come first
+            with suppress(OSError):  # who reads may go on where nothing can be written; at worst a late file is added
+                self.settle(checkpoint)
         except BaseException:
             lease.close()
             raise
@@ -230,10 +229,6 @@ class Store(Jobs):
                 problems[str(error)] = None
         digests = self._index.read(Records.digests)
         return [*problems, *upkeep.verify(self.layout, manifests, digests)]
-
-    def _write_manifest(self, manifest: Manifest) -> None:
-        path = self.layout.manifest(manifest.checkpoint.id)
-        replace_file(path, manifest_to_json(manifest), self.layout.tmp)
 
     def _lease_path(self, checkpoint: str) -> Path:
         return self.layout.lock(f"lease-{checkpoint}")
