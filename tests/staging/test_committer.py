@@ -16,6 +16,7 @@ from fuse_ckpt import faults
 from fuse_ckpt.model import State
 from fuse_ckpt.staging import Area, Committer, Settings, load_all, why_stuck
 from fuse_ckpt.staging.committer import RETRY_COMMIT
+from fuse_ckpt.staging.workers import Workers
 from fuse_ckpt.store import Store
 from tests.staging.trainer import JOB, OTHER, UNSEEN, Trainer, key_of, torch_zip
 
@@ -31,6 +32,7 @@ def run(store: Store, root_fd: int, monkeypatch: pytest.MonkeyPatch) -> Run:
         return function(*arguments)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+    monkeypatch.setattr(Workers, "run", lambda _, function, *arguments: inline(function, *arguments))
 
     async def beside(story: Callable[[Trainer, Committer], Awaitable[None]]) -> None:
         area = Area(root_fd, store.layout.pending(JOB), Settings(), trio.current_time)
