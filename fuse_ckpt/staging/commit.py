@@ -128,14 +128,20 @@ def _amend(store: Store, journal: Journal, new: NewCheckpoint) -> Checkpoint | N
 
 
 def _holds(new: NewCheckpoint, before: Manifest) -> bool:
-    """Whether each file of `before` is in `new` with the same bytes; logs may be anything."""
-    now = {entry.path: entry.digest for entry in new.entries}
+    """Whether each file of `before` is in `new` with the same bytes, and no other kind of thing has the name of one of
+    its entries. Logs may be anything."""
+    now = {entry.path: entry for entry in new.entries}
     head = f"{new.unit.prefix}/" if new.unit.prefix else ""
     return all(
-        now.get(entry.path) == entry.digest
+        _is_same(entry, now.get(entry.path), log=is_log(head + entry.path) and entry.kind is Kind.FILE)
         for entry in before.entries
-        if entry.digest and not is_log(head + entry.path)
     )
+
+
+def _is_same(before: Entry, now: Entry | None, *, log: bool) -> bool:
+    if now is None:
+        return log or before.kind is not Kind.FILE
+    return now.kind is before.kind and (log or (now.digest, now.target) == (before.digest, before.target))
 
 
 def _metadata_of(sealed: Sealed) -> metadata.Metadata:

@@ -57,9 +57,8 @@ class Views:
         if node is None:
             raise _missing()
         job = parent.key[1] if isinstance(parent.key, tuple) else ""
-        return self.found(
-            self._inode(("view", job, *path) if node.same is None else ("file", *node.same), job, path, node)
-        )
+        key = ("view", job, str(node.edition), *path) if node.same is None else ("file", *node.same)
+        return self.found(self._inode(key, job, path, node))
 
     def found(self, inode: ViewInode) -> Attributes:
         """The attributes of an inode that the kernel has just been told of."""
@@ -68,7 +67,9 @@ class Views:
 
     def attributes(self, inode: ViewInode) -> Attributes:
         if not inode.node.lasting and inode.view is not None:
-            inode.node = inode.view.node(inode.path) or inode.node
+            now = inode.view.node(inode.path)
+            if now is not None and now.edition == inode.node.edition:
+                inode.node = now
         node = inode.node
         timeout = LASTING if node.lasting else 0.0
         return Attributes(
