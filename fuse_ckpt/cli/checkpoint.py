@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fuse_ckpt.cli import access, formats, inspection, listing, render
+from fuse_ckpt.cli import access, committing, formats, inspection, listing, render
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def fetch_checkpoint(
 ) -> None:
     """Copy a checkpoint's files out of the store, each checked against its digest (alias: pull)."""
     with access.store_with(settings, reference) as (store, [found]):
-        if found.failure is not None:
-            click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure)}", err=True)
+        if found.state == "failed":
+            click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure or '')}", err=True)
         target = absolute(destination if destination is not None else _default_destination(found))
         from fuse_ckpt import transfer
 
@@ -152,3 +152,5 @@ def _described(each: Checkpoint) -> str:
 _pull = copy.copy(fetch_checkpoint)
 _pull.hidden = True
 checkpoint.add_command(_pull, "pull")
+checkpoint.add_command(committing.commit)
+checkpoint.add_command(committing.promote)

@@ -55,8 +55,8 @@ def mount(
     if reference is not None:
         with access.store_with(settings, reference) as (_, [found]):
             parent = found.id
-            if found.failure is not None:
-                click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure)}", err=True)
+            if found.state == "failed":
+                click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure or '')}", err=True)
     options = session.MountOptions(
         store=settings.store,
         job=job,

@@ -51,10 +51,11 @@ class Statistics(Struct):
 
 
 class Drained(Struct, frozen=True):
-    """What became of what was pending: what was committed, in this order, and what could not be, and why."""
+    """What became of what was pending: what was committed, in this order, and what is left, and why."""
 
     committed: tuple[Checkpoint, ...]
     left: dict[str, str]  # NAME → reason
+    held: tuple[str, ...]  # those of them that are still written
 
 
 class Committer:
@@ -106,17 +107,15 @@ class Committer:
                     await self._idle.wait()
         finally:
             self._heard = [one for one in self._heard if one is not committed]
-        mine = tuple(one for one in committed if name in (None, one.name))
-        return Drained(mine, {unit: why for unit, why in self._left().items() if name in (None, unit)})
+        return self._drained(tuple(committed), name)
 
-    def _left(self) -> dict[str, str]:
-        """What is pending, and why."""
-        left = {
-            unit.name: "it is still being written" if self._area.is_held(unit) else "it changed meanwhile"
-            for unit, draft in self._area.drafts.items()
-            if draft.first_closed is not None
-        }
-        return left | {sealed.journal.unit.name: why_stuck(sealed) or "it waits" for _, sealed in self._stuck.values()}
+    def _drained(self, committed: tuple[Checkpoint, ...], name: str | None) -> Drained:
+        held = [unit.name for unit, draft in self._area.drafts.items() if self._area.is_held(unit) or draft.finishing]
+        left = dict.fromkeys(held, "it is still being written")
+        left |= {sealed.journal.unit.name: why_stuck(sealed) or "" for _, sealed in self._stuck.values()}
+        mine = {unit: why for unit, why in left.items() if name in (None, unit)}
+        done = tuple(one for one in committed if name in (None, one.name))
+        return Drained(done, mine, tuple(unit for unit in mine if unit in held))
 
     async def _tell(self) -> None:
         """Nothing is to be done just now."""

@@ -62,6 +62,8 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "checkpoint fetch",
         "checkpoint pull",
         "checkpoint delete",
+        "checkpoint commit",
+        "checkpoint promote",
         "mount",
         "umount",
         "browse",
