@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fuse_ckpt.cli import access, formats, render
+from fuse_ckpt.cli.grouping import grouping_options
 from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
 
 data_path_option = click.option(
@@ -31,10 +32,7 @@ _DIRECTORY = click.Path(path_type=Path)
     "--show-checkpoints", is_flag=True, help="List .checkpoints in the mount's root; programs may trip over it."
 )
 @click.option("--allow-other", is_flag=True, help="Let other users in (user_allow_other in /etc/fuse.conf).")
-@click.option("--unit", "units", multiple=True, metavar="GLOB", help="What fits is one checkpoint; may be repeated.")
-@click.option(
-    "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
-)
+@grouping_options
 @data_path_option
 @click.pass_obj
 def mount(

@@ -13,7 +13,7 @@ from fuse_ckpt import metadata
 from fuse_ckpt.model import Checkpoint, Entry, InodeKey, Kind, Manifest, NewCheckpoint, State
 from fuse_ckpt.staging import validate
 from fuse_ckpt.staging.journal import Journal, Linked, Sealed
-from fuse_ckpt.staging.units import is_log
+from fuse_ckpt.staging.units import goes_on
 from fuse_ckpt.store import Adopted, Store
 
 
@@ -133,7 +133,7 @@ def _holds(new: NewCheckpoint, before: Manifest) -> bool:
     now = {entry.path: entry for entry in new.entries}
     head = f"{new.unit.prefix}/" if new.unit.prefix else ""
     return all(
-        _is_same(entry, now.get(entry.path), log=is_log(head + entry.path) and entry.kind is Kind.FILE)
+        _is_same(entry, now.get(entry.path), log=goes_on(head + entry.path) and entry.kind is Kind.FILE)
         for entry in before.entries
     )
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from fuse_ckpt.model import InodeKey, Shape, Unit
 from fuse_ckpt.staging.journal import Sealed
-from fuse_ckpt.staging.units import CARD, is_log, is_set
+from fuse_ckpt.staging.units import CARD, goes_on, is_set
 from fuse_ckpt.staging.worktree import Scan
 
 PROVISIONAL = 30.0  # seconds after a commit in which new files amend it
@@ -72,4 +72,4 @@ class RecentDrafts:
 
 
 def _without_logs(files: Mapping[str, InodeKey | None]) -> dict[str, InodeKey | None]:
-    return {path: key for path, key in files.items() if not is_log(path)}
+    return {path: key for path, key in files.items() if not goes_on(path)}

@@ -115,6 +115,11 @@ def mark_of(unit: Unit) -> str:
     return name + _UNFINISHED
 
 
+def goes_on(path: str) -> bool:
+    """Whether a unit's member may change after the commit and be no new version of it: a log, but no model card."""
+    return path != CARD and is_log(path)
+
+
 def is_step_like(name: str) -> bool:
     """Whether a name carries a training step's number, as `checkpoint-500`, `epoch=3.ckpt` or `10` do."""
     return _STEP_LIKE.fullmatch(name) is not None and _VERSION.fullmatch(name) is None
@@ -134,8 +139,7 @@ class UnitRules:
     """
 
     def __init__(self, globs: Sequence[str] = ()) -> None:
-        parts = (tuple(part for part in glob.split("/") if part) for glob in globs)
-        self._globs = tuple(glob for glob in parts if glob)
+        self._globs = tuple(parts for parts in map(_parts_of, globs) if parts)
         # Each save asks the same of the same path several times, while the program waits.
         self.unit_of = lru_cache(_REMEMBERED)(self._unit_of)
         self.member_of = lru_cache(_REMEMBERED)(self._member_of)
@@ -179,6 +183,12 @@ class UnitRules:
             return None
         flat = depth == len(parts) and not directories
         return Unit("/".join(parts[:depth]), Shape.FLAT if flat else Shape.DIRECTORY)
+
+
+def _parts_of(glob: str) -> tuple[str, ...]:
+    """The parts of a glob, of `**` after `**` one."""
+    parts = [part for part in glob.split("/") if part]
+    return tuple(part for part, before in zip(parts, ["", *parts], strict=False) if (part, before) != ("**", "**"))
 
 
 def _depth_of(parts: Sequence[str], glob: Sequence[str]) -> int:
