@@ -1,4 +1,8 @@
-"""Which sealed draft is committed next, while others are: pure."""
+"""Which sealed draft is committed next, while others are: pure.
+
+Small ones are committed one after another, so that they are listed in the order in which they were saved. Big ones take
+so long to read that nothing else is to wait for them, nor they for each other.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from pathlib import Path
 
 from fuse_ckpt.staging.journal import Sealed
 
-LANES = 4  # drafts that are committed at once
-BIG = 1 << 30  # bytes; seconds of reading
-BIG_LANES = 2  # the others are left to what takes no time
+BIG = 64 << 20  # bytes
+BIG_LANES = 3
+LANES = 1 + BIG_LANES  # drafts that are committed at once
 
 
 def next_draft(queue: Sequence[Sealed], under_way: Container[Path]) -> Sealed | None:
@@ -18,12 +22,12 @@ def next_draft(queue: Sequence[Sealed], under_way: Container[Path]) -> Sealed | 
     Never two of one unit: the later one is the later version.
     """
     busy = [sealed for sealed in queue if sealed.directory in under_way]
-    if len(busy) >= LANES:
-        return None
-    big = sum(map(is_big, busy))
     units = {sealed.journal.unit for sealed in busy}
+    free = {True: BIG_LANES, False: 1}
+    for sealed in busy:
+        free[is_big(sealed)] -= 1
     for sealed in queue:
-        if sealed.journal.unit not in units and not (is_big(sealed) and big >= BIG_LANES):
+        if sealed.journal.unit not in units and free[is_big(sealed)] > 0:
             return sealed
         units.add(sealed.journal.unit)
     return None
