@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from fuse_ckpt.cli import access, inspection, lifecycle, listing, render, scanning
+from fuse_ckpt.cli import access, committing, inspection, lifecycle, listing, render, scanning
 from fuse_ckpt.cli.collecting import gc
 from fuse_ckpt.cli.exporting import export_checkpoint, push_checkpoint
 from fuse_ckpt.cli.fetching import fetch_checkpoint, pull_checkpoint
@@ -137,6 +137,8 @@ for _command in (
     pull_checkpoint,
     export_checkpoint,
     push_checkpoint,
+    committing.commit,
+    committing.promote,
     *lifecycle.COMMANDS,
     gc,
 ):

@@ -54,6 +54,10 @@ def _status(manifest: Manifest) -> Document:
     }
     if checkpoint.failure is not None:
         status["failure"] = checkpoint.failure
+    if checkpoint.promoted:
+        status["promoted"] = True
+    if checkpoint.revision > 1:
+        status["revision"] = checkpoint.revision
     if checkpoint.metadata.notes:
         status["notes"] = list(checkpoint.metadata.notes)
     status |= {"size": formats.size(checkpoint.size), "sizeBytes": checkpoint.size}

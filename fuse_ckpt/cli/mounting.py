@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fuse_ckpt.cli import access, formats
+from fuse_ckpt.cli.grouping import grouping_options
 from fuse_ckpt.cli.rules import keeping_options
 from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
 
@@ -32,10 +33,7 @@ _DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, 
     "--show-checkpoints", is_flag=True, help="List .checkpoints in the mount's root; programs may trip over it."
 )
 @click.option("--allow-other", is_flag=True, help="Let other users in (user_allow_other in /etc/fuse.conf).")
-@click.option("--unit", "units", multiple=True, metavar="GLOB", help="What fits is one checkpoint; may be repeated.")
-@click.option(
-    "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
-)
+@grouping_options
 @data_path_option
 @keeping_options
 @click.pass_obj
@@ -57,8 +55,8 @@ def mount(
     if reference is not None:
         with access.store_with(settings, reference) as (_, [found]):
             parent = found.id
-            if found.failure is not None:
-                click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure)}", err=True)
+            if found.state == "failed":
+                click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure or '')}", err=True)
     options = session.MountOptions(
         store=settings.store,
         job=job,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fuse_ckpt.cli import access, formats, listing
+from fuse_ckpt.cli.grouping import grouping_options
 from fuse_ckpt.cli.mounting import data_path_option
 from fuse_ckpt.cli.rules import keeping_options
 from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
@@ -116,10 +117,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 @click.option(
     "-E", "--env", "variables", multiple=True, callback=_pairs, metavar="K=V", help="Set for COMMAND; may be repeated."
 )
-@click.option("--unit", "units", multiple=True, metavar="GLOB", help="What fits is one checkpoint; may be repeated.")
-@click.option(
-    "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
-)
+@grouping_options
 @data_path_option
 @keeping_options
 @_platform_flags

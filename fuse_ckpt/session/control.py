@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 LONGEST = 1 << 22  # bytes of an answer
+LONGEST_QUESTION = 1 << 16  # bytes; a path has 4096, each of which takes up to six in JSON
 
 _ANSWER_PATIENCE = 3.0  # seconds, for questions that a healthy daemon answers at once
 
@@ -68,7 +69,7 @@ async def _converse(peer: trio.SocketStream, answer: Callable[[str], Awaitable[A
         question = b""
         while not question.endswith(b"\n"):
             part = await peer.receive_some(4096)
-            if not part or len(question) > 4096:
+            if not part or len(question) > LONGEST_QUESTION:
                 return
             question += part
         reply = json.dumps(await _guarded(answer, question.decode(errors="replace").strip()))

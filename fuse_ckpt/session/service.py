@@ -6,6 +6,7 @@ is committed too, then the job's lock. After a crash nothing is unmounted: train
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -22,10 +23,11 @@ from fuse_ckpt.errors import FuseCkptError, MountFailed, StillBound
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
-from fuse_ckpt.session import control
+from fuse_ckpt.session import committing, control
 from fuse_ckpt.session.keeping import Keeper
 from fuse_ckpt.session.options import Mounted, MountOptions
-from fuse_ckpt.staging import Area, Committer, Settings, death_of, recover, wait_exit
+from fuse_ckpt.session.workplace import take_up
+from fuse_ckpt.staging import Area, Committer, Settings, death_of, wait_exit
 from fuse_ckpt.store import Store
 from fuse_ckpt.vfs import Filesystem, browse_filesystem, job_filesystem
 
@@ -108,21 +110,15 @@ class Service:
         lock.note(str(self.mountpoint))
         store.ensure_job(job, time.time_ns())
         store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
-        store.recover()
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
-        for left_over in store.layout.job(job).glob("break-*"):
-            left_over.unlink()
-        root_fd = os.open(store.layout.work(job), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, root_fd)
-        pending = store.layout.pending(job)
         settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
-        self._area = Area(root_fd, pending, settings)
-        self._committer = Committer(self._area, store, job)
-        recover(self._area, store, job, pending)
+        place = take_up(store, job, settings, stack)
+        self._area, self._committer = place.area, place.committer
         return job_filesystem(
-            store, job, root_fd, self._area, self._uses, forget_name, show=options.show_checkpoints, also=options.parent
-        )
+            store, job, place.root_fd, place.area, self._uses, forget_name,
+            show=options.show_checkpoints, also=options.parent,
+        )  # fmt: skip
 
     def _browse(self) -> Filesystem:
         mount.check_mountpoint(self.mountpoint)
@@ -146,10 +142,12 @@ class Service:
 
     async def _answer(self, question: str) -> control.Answer:
         if question == "status":
-            return self._status()
+            return await self._status()
         if question == "commit":
             await self._drain()
-            return self._status()
+            return await self._status()
+        if question.startswith(committing.QUESTION):
+            return await self._commit(json.loads(question.removeprefix(committing.QUESTION)))
         if question.startswith("command "):
             self._command = int(question.removeprefix("command "))
             return {}
@@ -160,6 +158,11 @@ class Service:
         if question in ("unmount", "unmount lazily"):
             return await self._unmount(lazy=question == "unmount lazily")
         return {"error": f"no such question: {question}"}
+
+    async def _commit(self, name: str | None) -> control.Answer:
+        assert self._committer is not None
+        answer: control.Answer = msgspec.to_builtins(committing.answer_of(await self._committer.drain(name)))
+        return answer
 
     def _note_death(self, process: int) -> None:
         """The supervisor waits with reaping its command, so that how it died can be seen."""
@@ -216,17 +219,20 @@ class Service:
             await self._committer.drain()
 
     def _commits(self) -> int:
-        return (
-            0 if self._committer is None else self._committer.statistics.committed + self._committer.statistics.failed
-        )
+        if self._committer is None:
+            return 0
+        done = self._committer.statistics
+        return done.committed + done.amended + done.failed
 
-    def _status(self) -> control.Answer:
+    async def _status(self) -> control.Answer:
         assert self._area is not None
         assert self._committer is not None
+        area = self._area
+        pending = [(unit, draft.created_ns) for unit, draft in area.drafts.items() if draft.first_closed is not None]
+        sizes = await trio.to_thread.run_sync(lambda: [area.size_of(unit) for unit, _ in pending])
         drafts = [
-            {"name": unit.name, "since_ns": draft.created_ns, "size": self._area.size_of(unit)}
-            for unit, draft in self._area.drafts.items()
-            if draft.first_closed is not None
+            {"name": unit.name, "since_ns": since_ns, "size": size}
+            for (unit, since_ns), size in zip(pending, sizes, strict=True)
         ]
         return {
             "pid": os.getpid(),

@@ -1,30 +1,33 @@
-"""The committer: the task that seals drafts when they are due and turns sealed drafts into checkpoints.
+"""The committer: the task that seals drafts when they are due and has sealed ones turned into checkpoints.
 
-Looking at a draft and committing one take place in a worker thread, so that training waits for neither. Sealing takes
-place in the event loop, between two requests of the kernel: what was looked at is still so, or the draft is looked at
-again."""
+Looking at a draft, linking it and committing it take place in threads, so that training waits for none of them. The
+last step of a seal takes place in the event loop, between two requests of the kernel: what was looked at is still so,
+or the draft is looked at again. Several drafts are committed at once, so that a small one need not wait for a huge
+one; two of one name never are.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import math
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-import msgspec
 import trio
 from msgspec import Struct
 
-from fuse_ckpt import metadata
 from fuse_ckpt.errors import CommitFailed, FuseCkptError
-from fuse_ckpt.model import Checkpoint, Entry, InodeKey, Kind, NewCheckpoint, State, Unit
+from fuse_ckpt.model import Checkpoint, State, Unit
 from fuse_ckpt.staging.area import Area
-from fuse_ckpt.staging.journal import Linked, Sealed
+from fuse_ckpt.staging.commit import Committed, commit
+from fuse_ckpt.staging.drafts import Draft
+from fuse_ckpt.staging.journal import Sealed, why_stuck
+from fuse_ckpt.staging.lanes import LANES, next_draft
 from fuse_ckpt.staging.processes import UNSEEN, wait_exit
-from fuse_ckpt.store import Adopted, Store
+from fuse_ckpt.staging.workers import Workers
+from fuse_ckpt.staging.worktree import Scan
+from fuse_ckpt.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -36,21 +39,23 @@ RETRY_FAILED = 10.0  # seconds; the tree could not be read or linked
 RETRY_SEAL = 1.0  # seconds; somebody can still write a member, though no handle of the mount is open
 
 
-class Committed(Struct, frozen=True):
-    """What became of a sealed draft. `checkpoint` is None where it was what is committed already."""
-
-    checkpoint: Checkpoint | None
-    blobs: tuple[InodeKey, ...]  # inodes of the draft that are blobs now
-
-
 class Statistics(Struct):
     """What the committer has done since the mount."""
 
     committed: int = 0
+    amended: int = 0  # got files that came late
     failed: int = 0  # published as `failed`
     stuck: int = 0  # could not be committed and wait in pending/
     bytes: int = 0
     last_error: str = ""
+
+
+class Drained(Struct, frozen=True):
+    """What became of what was pending: what was committed, in this order, and what is left, and why."""
+
+    committed: tuple[Checkpoint, ...]
+    left: dict[str, str]  # NAME → reason
+    held: tuple[str, ...]  # those of them that are still written
 
 
 class Committer:
@@ -61,37 +66,61 @@ class Committer:
         self._area = area
         self._store = store
         self._job = job
+        self._workers = Workers(LANES)
         self._wakeup = trio.Event()
         self._idle = trio.Condition()
         self._watched: set[int] = set()
+        self._under_way: set[Path] = set()  # sealed drafts that a thread commits
         self._stuck: dict[Path, tuple[float, Sealed]] = {}  # could not be committed, and when to try again
         self._refused: dict[Unit, float] = {}  # units that somebody can still write, and when to ask again
+        self._heard: list[list[Checkpoint]] = []  # who wants to hear what is committed
         area.wake = self._wake
 
     async def run(self) -> None:
         """Seal and commit until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._area.watch = partial(self._watch, nursery)
-            while True:
-                self._wakeup = trio.Event()
-                if not await self._step():
-                    async with self._idle:
-                        self._idle.notify_all()
-                    with trio.move_on_after(self._patience()):
-                        await self._wakeup.wait()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._area.watch = partial(self._watch, nursery)
+                while True:
+                    self._wakeup = trio.Event()
+                    if not await self._step(nursery):
+                        await self._tell()
+                        with trio.move_on_after(self._patience()):
+                            await self._wakeup.wait()
+        finally:
+            self._workers.close()
 
-    async def drain(self) -> None:
-        """Take every draft as finished, and return when all that can be committed is.
+    async def drain(self, name: str | None = None) -> Drained:
+        """Take every draft (of that NAME) as finished, and return when all that can be committed is.
 
         A draft that somebody can still write after DRAIN_PATIENCE stays in the working tree for the next mount.
         """
-        self._area.finish()
+        self._area.finish(name)
         self._requeue(math.inf)
-        async with self._idle:
-            await self._idle.wait()
-            deadline = self._area.clock() + DRAIN_PATIENCE
-            while self._area.is_finishing() and self._area.clock() < deadline:
+        committed: list[Checkpoint] = []
+        self._heard.append(committed)
+        try:
+            async with self._idle:
                 await self._idle.wait()
+                deadline = self._area.clock() + DRAIN_PATIENCE
+                while self._area.is_finishing(name) and (self._under_way or self._area.clock() < deadline):
+                    await self._idle.wait()
+        finally:
+            self._heard = [one for one in self._heard if one is not committed]
+        return self._drained(tuple(committed), name)
+
+    def _drained(self, committed: tuple[Checkpoint, ...], name: str | None) -> Drained:
+        held = [unit.name for unit, draft in self._area.drafts.items() if self._area.is_held(unit) or draft.finishing]
+        left = dict.fromkeys(held, "it is still being written")
+        left |= {sealed.journal.unit.name: why_stuck(sealed) or "" for _, sealed in self._stuck.values()}
+        mine = {unit: why for unit, why in left.items() if name in (None, unit)}
+        done = tuple(one for one in committed if name in (None, one.name))
+        return Drained(done, mine, tuple(unit for unit in mine if unit in held))
+
+    async def _tell(self) -> None:
+        """Nothing is to be done just now."""
+        async with self._idle:
+            self._idle.notify_all()
 
     def _wake(self) -> None:
         self._wakeup.set()
@@ -106,13 +135,18 @@ class Committer:
         self._watched.discard(process)
         self._area.exited(process, death)
 
-    async def _step(self) -> bool:
+    async def _step(self, nursery: trio.Nursery) -> bool:
         """Do one thing that is due; False if nothing is."""
-        self._requeue(self._area.clock())
-        for path in self._area.doubts.changed(self._area.clock()):
+        now = self._area.clock()
+        self._requeue(now)
+        for path in self._area.doubts.changed(now):
             self._area.arrived(path, UNSEEN)
-        if self._area.queue:
-            await self._commit(self._area.queue[0])
+        for file in self._area.orphans.idle(now):
+            self._area.left_open(file)
+        sealed = next_draft(self._area.queue, self._under_way)
+        if sealed is not None:
+            self._under_way.add(sealed.directory)
+            nursery.start_soon(self._commit, sealed)
             return True
         unit = self._ready()
         if unit is None:
@@ -132,7 +166,8 @@ class Committer:
     def _patience(self) -> float:
         due = self._area.due(self._refused)
         times = [when for when, _ in self._stuck.values()] + ([due[0]] if due is not None else [])
-        return max(0.0, min(self._area.doubts.next_look(), *times, math.inf) - self._area.clock())
+        looks = (self._area.doubts.next_look(), self._area.orphans.next_look())
+        return max(0.0, min(*looks, *times, math.inf) - self._area.clock())
 
     def _requeue(self, now: float) -> None:
         """Try the drafts again that could not be committed and whose time has come."""
@@ -144,132 +179,95 @@ class Committer:
     async def _seal(self, unit: Unit) -> None:
         draft = self._area.drafts[unit]
         version = draft.version
+        self._area.sealed.looking()
         scan, fault = await trio.to_thread.run_sync(self._area.inspect, unit)
-        if self._area.drafts.get(unit) is not draft or draft.version != version:
+        if not self._is_still(draft, version):
             return
         if not scan.files:
-            del self._area.drafts[unit]
+            self._area.drafts.drop(unit)
         elif fault is not None and not self._area.is_over(unit):
-            draft.incomplete_at = draft.progress
-        elif not self._area.seal(unit, scan, fault):
+            self._area.not_whole(draft)
+        elif not await self._prepare_and_take(draft, version, scan, fault):
             self._refused[unit] = self._area.clock() + RETRY_SEAL
+
+    async def _prepare_and_take(self, draft: Draft, version: int, scan: Scan, fault: str | None) -> bool:
+        """False where somebody can still write one of the files."""
+        files = (*scan.files, *scan.companions)
+        self._area.sealed.hide(files, self._area.tree.look)
+        try:
+            sealed = await trio.to_thread.run_sync(self._area.prepare, draft, scan, fault)
+            if sealed is None:
+                return False
+            if self._is_still(draft, version) and not self._area.is_held(draft.unit):
+                self._area.take(draft, sealed)
+            else:
+                await trio.to_thread.run_sync(sealed.discard)
+        finally:
+            self._area.sealed.unhide(files)
+        return True
+
+    def _is_still(self, draft: Draft, version: int) -> bool:
+        return self._area.drafts.get(draft.unit) is draft and draft.version == version
 
     async def _commit(self, sealed: Sealed) -> None:
         try:
-            committed = await trio.to_thread.run_sync(commit, self._store, self._job, sealed)
+            committed = await self._workers.run(commit, self._store, self._job, sealed)
         except Exception as exc:  # a draft that cannot be committed must not end the task, and with it the mount
-            self._area.queue.remove(sealed)
             self._put_aside(sealed, exc)
-            return
+        else:
+            self._area.queue.remove(sealed)
+            self._settle(sealed, committed)
         finally:
+            self._under_way.discard(sealed.directory)
             self.statistics.stuck = len(self._stuck)
-        self._area.queue.remove(sealed)
+            self._wake()
+
+    def _settle(self, sealed: Sealed, committed: Committed) -> None:
         self._area.sealed.settle(sealed, committed.blobs)
         checkpoint = committed.checkpoint
         if checkpoint is None:
             return
-        self.statistics.bytes += checkpoint.size
-        if checkpoint.state is State.FAILED:
-            self.statistics.failed += 1
-            _log.warning("%r is not whole, kept as failed %s: %s", checkpoint.name, checkpoint.id, checkpoint.failure)
-        else:
-            self.statistics.committed += 1
-            _log.info("committed %s %r, %d bytes", checkpoint.id, checkpoint.name, checkpoint.size)
+        self._area.recent.committed(sealed, self._area.clock())
+        for heard in self._heard:
+            heard.append(checkpoint)
+        count(self.statistics, checkpoint)
 
     def _put_aside(self, sealed: Sealed, exc: Exception) -> None:
-        """Keep a draft that could not be committed. After an error of the disk no later fsync can be trusted here."""
+        """Keep a draft that could not be committed. After an error of the disk no later fsync can be trusted here.
+
+        One that is tried again takes those of the same unit that came after it with it: their order is to stay.
+        """
         again = isinstance(exc, CommitFailed) or (isinstance(exc, OSError) and exc.errno in _PASSING)
-        self._stuck[sealed.directory] = (self._area.clock() + RETRY_COMMIT if again else math.inf, sealed)
+        when = self._area.clock() + RETRY_COMMIT if again else math.inf
+        later = [one for one in self._area.queue if again and one.journal.unit == sealed.journal.unit]
+        for one in later or [sealed]:
+            self._area.queue.remove(one)
+            self._stuck[one.directory] = (when, one)
         self.statistics.last_error = f"{sealed.journal.unit.name or 'the root checkpoint'}: {exc}"
         sealed.note_error(str(exc))
         if isinstance(exc, OSError) and not again:
             sealed.distrust()
-        when = f"in {RETRY_COMMIT:.0f} s" if again else "at the next mount"
+        told = f"in {RETRY_COMMIT:.0f} s" if again else "at the next mount"
         _log.error(
-            "cannot commit %r, tried again %s: %s", sealed.journal.unit.name, when, exc, exc_info=_traceback(exc)
+            "cannot commit %r, tried again %s: %s", sealed.journal.unit.name, told, exc, exc_info=_traceback(exc)
         )
+
+
+def count(statistics: Statistics, checkpoint: Checkpoint) -> None:
+    """Note what was committed, and say it."""
+    statistics.bytes += checkpoint.size
+    name = checkpoint.name
+    if checkpoint.state is State.FAILED:
+        statistics.failed += 1
+        _log.warning("%r is not whole, kept as failed %s: %s", name, checkpoint.id, checkpoint.failure)
+    elif checkpoint.revision > 1:
+        statistics.amended += 1
+        _log.info("amended %s %r, revision %d", checkpoint.id, name, checkpoint.revision)
+    else:
+        statistics.committed += 1
+        _log.info("committed %s %r, %d bytes", checkpoint.id, name, checkpoint.size)
 
 
 def _traceback(error: Exception) -> Exception | None:
     """What a log needs beside the message: nothing for what the disk or the store says, all for a bug."""
     return None if isinstance(error, OSError | FuseCkptError) else error
-
-
-def commit(store: Store, job: str, sealed: Sealed) -> Committed:
-    """Adopt the members of a sealed draft as blobs, publish its checkpoint, and drop the draft's links.
-
-    Runs in a worker thread. Raises CommitFailed, OSError or StoreUnusable; then the draft is as it was.
-    """
-    journal = sealed.journal
-    with store.committing():
-        sealed.sync()
-        entries: list[Entry] = []
-        companions: list[Entry] = []
-        inodes: dict[InodeKey, str] = {}
-        failure = journal.failure
-        for linked in journal.files:
-            entry = linked.entry(journal.unit.prefix, "")
-            if linked.link:
-                adopted = _adopt(store, sealed, linked, inodes)
-                entry = msgspec.structs.replace(entry, digest=adopted.digest, size=adopted.size)
-                if adopted.size != linked.size:  # a power cut took what close() had not made durable
-                    failure = failure or f"{linked.path} had {linked.size} bytes when it was sealed, now {adopted.size}"
-            (companions if linked.companion else entries).append(entry)
-        checkpoint = None
-        if not _is_known(store, job, sealed, entries):
-            new = NewCheckpoint(
-                job, journal.unit, journal.node, journal.created_ns, _metadata_of(sealed), tuple(entries),
-                tuple(companions), tuple(inodes.items()), journal.parent, journal.run, failure,
-                sealed.directory.name,
-            )  # fmt: skip
-            checkpoint = store.publish(new)
-        sealed.discard()
-    return Committed(checkpoint, tuple(inodes))
-
-
-def _adopt(store: Store, sealed: Sealed, linked: Linked, inodes: dict[InodeKey, str]) -> Adopted:
-    known = store.known_digest(linked.key)
-    if known is not None:
-        adopted = Adopted(known, linked.size, True, linked.key)
-    else:
-        adopted = (store.adopt_copy if sealed.is_distrusted() else store.adopt)(sealed.source(linked))
-    if adopted.linked:
-        inodes[adopted.inode] = adopted.digest
-    return adopted
-
-
-def _is_known(store: Store, job: str, sealed: Sealed, entries: list[Entry]) -> bool:
-    """Whether this draft was published before a crash, or holds only what an earlier mount committed."""
-    newest = store.newest(job, sealed.journal.unit.name, deleted=True)
-    if newest is None:
-        return False
-    if newest.checkpoint.draft == sealed.directory.name:
-        return True
-    digests = {entry.path: entry.digest for entry in entries if entry.kind is Kind.FILE}
-    return sealed.journal.recovered and is_committed(store, job, sealed.journal.unit, digests)
-
-
-def is_committed(store: Store, job: str, unit: Unit, digests: Mapping[str, str | None]) -> bool:
-    """Whether files found in the tree (path below the unit → digest) are what the unit's newest checkpoint holds.
-
-    Files of the checkpoint that the tree lacks make no difference: a removal is no new version.
-    """
-    newest = store.newest(job, unit.name, deleted=True)  # what was deleted is not to come back by itself
-    if newest is None:
-        return False
-    committed = {entry.path: entry.digest for entry in newest.entries if entry.kind is Kind.FILE}
-    return all(digest is not None and committed.get(path) == digest for path, digest in digests.items())
-
-
-def _metadata_of(sealed: Sealed) -> metadata.Metadata:
-    unit = sealed.journal.unit
-
-    def opener(linked: Linked) -> Callable[[], BinaryIO]:
-        return lambda: open(sealed.source(linked), "rb")
-
-    members = {
-        linked.entry(unit.prefix, "").path: opener(linked)
-        for linked in sealed.journal.files
-        if linked.link and not linked.companion
-    }
-    return metadata.extract(unit.name, members)

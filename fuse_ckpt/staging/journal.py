@@ -1,18 +1,19 @@
 """A sealed draft on disk: pending/<draft>/ holds a link to each member and a journal that says what they are.
 
 The links are made first and the journal is renamed into place last, so a directory without a journal is a seal that
-never happened, and may be dropped: whoever wanted to destroy a member was still waiting for the seal.
+never happened, and may be dropped: whoever wanted to destroy a member was still waiting for the seal. A member that
+somebody may write again is copied, not linked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import shutil
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,12 @@ from msgspec import Struct
 
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Entry, InodeKey, Kind, Unit
-from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
+from fuse_ckpt.staging.worktree import Found, Scan, WorkTree, changed
 
 _log = logging.getLogger(__name__)
 
 _JOURNAL = "journal.json"
+_NEW_JOURNAL = "journal.json.new"
 _ERROR = "error"
 _UNSYNCED = "unsynced"
 
@@ -60,6 +62,9 @@ class Journal(Struct, frozen=True):
     run: str | None = None
     failure: str | None = None  # why it will be committed as `failed`
     recovered: bool = False  # found in the working tree at a mount: dropped where it is what is committed already
+    amends: str = ""  # the sealed draft that this one only adds files to, as far as could be seen
+    hasty: bool = False  # sealed before somebody destroyed it: its content was not looked at closely
+    described: tuple[str, ...] = ()  # directories of it whose .metadata was seen to come after all that it describes
 
 
 class Sealed(Struct, frozen=True):
@@ -74,6 +79,11 @@ class Sealed(Struct, frozen=True):
 
     def source(self, linked: Linked) -> Path:
         return self.directory / linked.link
+
+    def take(self) -> None:
+        """From here on it is sealed, whatever happens."""
+        (self.directory / _NEW_JOURNAL).rename(self.directory / _JOURNAL)
+        fault("seal:done")
 
     def sync(self) -> None:
         """Make the seal itself survive a power cut; slow, so it is left to whoever commits."""
@@ -105,22 +115,33 @@ class Sealed(Struct, frozen=True):
         shutil.rmtree(self.directory)
 
 
-def seal(tree: WorkTree, pending: Path, scan: Scan, journal: Journal) -> Sealed:
-    """Link the members of `scan` below `pending` and write the journal. Raises OSError, leaving nothing behind."""
+def prepare(tree: WorkTree, pending: Path, scan: Scan, journal: Journal, copied: Collection[InodeKey] = ()) -> Sealed:
+    """Link the members of `scan` below `pending` (copy those of `copied`) and write the journal, which `take` makes
+    count. Raises OSError, leaving nothing behind."""
     directory = pending / uuid.uuid4().hex
     directory.mkdir(mode=0o700)
     try:
-        files = [*_link_all(tree, directory, scan.members, False), *_link_all(tree, directory, scan.companions, True)]
+        files = [
+            *_keep_all(tree, directory, scan.members, copied), *_keep_all(tree, directory, scan.companions, (), True)
+        ]  # fmt: skip
         fault("seal:linked")
         sealed = Sealed(directory, msgspec.structs.replace(journal, files=tuple(files)))
-        unfinished = directory / f"{_JOURNAL}.new"
         # json, not msgspec: it writes the surrogates of names that are no UTF-8 as \udcXX
-        unfinished.write_text(json.dumps(msgspec.to_builtins(sealed.journal)))
-        unfinished.rename(directory / _JOURNAL)
+        (directory / _NEW_JOURNAL).write_text(json.dumps(msgspec.to_builtins(sealed.journal)))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    fault("seal:done")
+    return sealed
+
+
+def seal(tree: WorkTree, pending: Path, scan: Scan, journal: Journal) -> Sealed:
+    """`prepare` and `take` in one step. Raises OSError, leaving nothing behind."""
+    sealed = prepare(tree, pending, scan, journal)
+    try:
+        sealed.take()
+    except OSError:
+        sealed.discard()
+        raise
     return sealed
 
 
@@ -148,23 +169,29 @@ def why_stuck(sealed: Sealed) -> str | None:
         return None
 
 
-def _link_all(tree: WorkTree, directory: Path, members: tuple[Found, ...], companion: bool) -> list[Linked]:
-    linked = []
+def _keep_all(
+    tree: WorkTree, directory: Path, members: tuple[Found, ...], copied: Collection[InodeKey], companion: bool = False
+) -> list[Linked]:
+    kept = []
     for number, found in enumerate(members):
-        name = ""
+        name, key = "", found.key
         if found.kind is Kind.FILE:
             name = f"{'c' if companion else 'm'}{number}"
-            _link(tree, found, directory / name)
-        linked.append(
-            Linked(
-                found.path, found.kind, found.mode, found.mtime_ns, found.size, found.key, found.target, name, companion
-            )
+            key = _keep(tree, found, directory / name, found.key in copied)
+        kept.append(
+            Linked(found.path, found.kind, found.mode, found.mtime_ns, found.size, key, found.target, name, companion)
         )
-    return linked
+    return kept
 
 
-def _link(tree: WorkTree, found: Found, where: Path) -> None:
-    os.link(found.path, where, src_dir_fd=tree.root_fd, follow_symlinks=False)
+def _keep(tree: WorkTree, found: Found, where: Path, copied: bool) -> InodeKey:
+    """Give the file the name `where`, or a copy of it; returns the inode that has that name now."""
+    if copied:
+        tree.copy(found, where)
+    else:
+        os.link(found.path, where, src_dir_fd=tree.root_fd, follow_symlinks=False)
     status = os.stat(where, follow_symlinks=False)
-    if InodeKey(status.st_dev, status.st_ino) != found.key:
-        raise OSError(errno.ESTALE, "changed while it was sealed", found.path)
+    key = InodeKey(status.st_dev, status.st_ino)
+    if key != found.key and not copied:
+        raise changed(found.path)
+    return key

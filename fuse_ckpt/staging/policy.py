@@ -7,7 +7,7 @@ from msgspec import Struct
 from fuse_ckpt.model import Shape, Unit
 from fuse_ckpt.staging.units import is_set
 
-UNSEEN = 0  # the pid of a writer in another pid namespace
+MANY_APPENDS = 3  # DeepSpeed's writer closes a file three times, which is two appends
 
 
 class QuietPeriods(Struct, frozen=True):
@@ -27,12 +27,13 @@ class Draft(Struct, frozen=True, kw_only=True):
     unit: Unit
     last_change: float  # the last write, close, rename, create or unlink in it; chmod and utimens do not count
     open_writers: int = 0
-    writer_pids: frozenset[int] = frozenset()  # UNSEEN among them: nobody knows how many there are
+    many: bool = False  # several processes wrote it, or one that cannot be seen, which may be several
     live_writers: bool | None = None  # None: cannot be told
-    temporary: int = 0  # temporary names in it now
     first_closed: float | None = None  # None: no member yet
     newest: str = ""  # the member closed or renamed in last, relative to the checkpoint's root
+    appends: int = 0  # how often in a row its file was closed, opened again and changed in place; flat ones only
     renamed_into_place: bool = False  # the directory got its name by a rename, and nothing changed since
+    unmarked: bool = False  # a mark that said "unfinished" was taken away, and nothing changed since
     hinted: bool = False  # something else tells that it is done: the next unit begins, `latest` points at it
     finishing: bool = False  # the session ends, or a person asked
 
@@ -55,26 +56,36 @@ def is_marker(unit: Unit, path: str) -> bool:
     return path in _MARKERS or ("/" not in path and path.endswith(".index.json"))
 
 
+def is_over(draft: Draft) -> bool:
+    """Whether nobody is left who would finish it."""
+    return draft.finishing or (draft.live_writers is False and not draft.open_writers)
+
+
 def due(draft: Draft, settings: QuietPeriods) -> float | None:
     """The time from which `draft` should be sealed; None: not while nothing changes."""
     if draft.open_writers:
         return None
-    over = draft.finishing or draft.live_writers is False
-    if draft.temporary and not over:
-        return None
     if draft.first_closed is None and not draft.renamed_into_place and not draft.finishing:
         return None
-    return draft.last_change + (0.0 if over or draft.renamed_into_place else _quiet_period(draft, settings))
+    at_once = is_over(draft) or draft.renamed_into_place
+    return draft.last_change + (0.0 if at_once else _quiet_period(draft, settings))
 
 
 def _quiet_period(draft: Draft, settings: QuietPeriods) -> float:
-    if draft.unit.shape is Shape.FLAT and not is_set(draft.unit):
-        return settings.flat
-    many = len(draft.writer_pids) > 1 or UNSEEN in draft.writer_pids
-    if is_marker(draft.unit, draft.newest):
-        return settings.marker_many if many else settings.marker
-    quiet = settings.quiet_many if many else settings.quiet
+    if _is_one_file(draft.unit):
+        return settings.flat if draft.appends < MANY_APPENDS else settings.quiet_many
+    if _is_marked(draft):
+        return settings.marker_many if draft.many else settings.marker
+    quiet = settings.quiet_many if draft.many else settings.quiet
     return min(quiet, settings.hint) if draft.hinted else quiet
+
+
+def _is_one_file(unit: Unit) -> bool:
+    return unit.shape is Shape.FLAT and not is_set(unit)
+
+
+def _is_marked(draft: Draft) -> bool:
+    return draft.unmarked or is_marker(draft.unit, draft.newest)
 
 
 def may_be_lost(draft: Draft, now: float, settings: QuietPeriods, *, rewritten: bool) -> bool:
@@ -86,13 +97,11 @@ def may_be_lost(draft: Draft, now: float, settings: QuietPeriods, *, rewritten: 
     """
     if draft.open_writers or draft.first_closed is None:
         return False
-    if not rewritten or (draft.unit.shape is Shape.FLAT and not is_set(draft.unit)):
+    if not rewritten or _is_one_file(draft.unit):
         return True
-    return is_marker(draft.unit, draft.newest) or now - draft.last_change >= settings.marker
+    return _is_marked(draft) or now - draft.last_change >= settings.marker
 
 
 def may_lack_members(draft: Draft) -> bool:
     """Whether a writer that dies now may have died between two files: a set without its family's marker."""
-    if draft.unit.shape is Shape.FLAT and not is_set(draft.unit):
-        return False
-    return not draft.renamed_into_place and not is_marker(draft.unit, draft.newest)
+    return not (_is_one_file(draft.unit) or draft.renamed_into_place or _is_marked(draft))

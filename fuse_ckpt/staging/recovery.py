@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 
+from fuse_ckpt.model import Kind, Manifest, Unit
 from fuse_ckpt.staging.area import Area
-from fuse_ckpt.staging.committer import is_committed
+from fuse_ckpt.staging.commit import is_in
 from fuse_ckpt.staging.journal import load_all
+from fuse_ckpt.staging.recent import PROVISIONAL, Recent
+from fuse_ckpt.staging.worktree import Scan
 from fuse_ckpt.store import Store
 
 
@@ -15,12 +20,38 @@ def recover(area: Area, store: Store, job: str, pending: Path) -> None:
     scans = {unit: area.tree.scan(unit) for unit in area.tree.units()}
     blobs = store.sealed_inodes(area.tree.linked_inodes())
     area.sealed.add_blobs(blobs)
-    area.add_sealed(*load_all(pending, clean=True))
+    left = load_all(pending, clean=True)
+    area.add_sealed(*left)
     store.forget_left(job, {unit.name for unit in scans})
+    for unit, scan in scans.items():
+        newest = store.newest(job, unit.name)
+        if newest is not None:
+            _remember(area, unit, scan, newest)
+    for sealed in left:
+        area.recent.sealed(sealed, None, None)
     for unit, scan in scans.items():
         prefix = len(unit.prefix) + 1 if unit.prefix else 0
         digests = {found.path[prefix:]: blobs.get(found.key) for found in scan.files}
-        if not scan.files or is_committed(store, job, unit, digests):
+        newest = store.newest(job, unit.name, deleted=True)  # what was deleted is not to come back by itself
+        if not scan.files or (newest is not None and is_in(newest, digests)):
             continue
         if not store.was_collected(job, unit.name, [(f.path, f.size, f.mtime_ns) for f in scan.files]):
             area.found(unit, scan.files)
+
+
+def _remember(area: Area, unit: Unit, scan: Scan, newest: Manifest) -> None:
+    """What was committed last may still be amended: by what comes now, if it is young, or by what came in time then.
+
+    The clocks of two mounts have nothing in common, so here the wall clock tells.
+    """
+    head = newest.checkpoint
+    if head.settled:
+        return
+    prefix = f"{unit.prefix}/" if unit.prefix else ""
+    paths = {prefix + entry.path for entry in newest.entries if entry.kind is Kind.FILE}
+    added = [found.mtime_ns for found in scan.files if found.path not in paths]
+    end_ns = head.committed_ns + round(PROVISIONAL * 1e9)
+    left = (end_ns - time.time_ns()) / 1e9
+    if 0 < left <= PROVISIONAL or (added and max(added) <= end_ns):
+        until = area.clock() + left if 0 < left <= PROVISIONAL else -math.inf
+        area.recent.found(unit, Recent(head.draft, dict.fromkeys(paths), until))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from fuse_ckpt.model import InodeKey
+from fuse_ckpt.model import InodeKey, Kind
 from fuse_ckpt.staging.journal import Sealed
+from fuse_ckpt.staging.worktree import Found
 
 
 class SealedInodes:
@@ -16,8 +17,11 @@ class SealedInodes:
     def __init__(self) -> None:
         self._blobs: set[InodeKey] = set()
         self._linked: Counter[InodeKey] = Counter()  # links in pending/
-        # While a draft is committed its links come and go in a thread: what training sees is counted instead.
+        self._hidden: Counter[InodeKey] = Counter()  # about to be linked there
+        # While a draft is sealed and committed its links come and go in a thread: the names that training sees are
+        # counted instead.
         self._names: dict[InodeKey, int] = {}
+        self._touched: set[InodeKey] = set()  # whose links are others since `looking`
 
     def __contains__(self, key: InodeKey) -> bool:
         """Whether the inode belongs to a sealed draft or is a blob: nobody may ever write it again."""
@@ -30,6 +34,25 @@ class SealedInodes:
 
     def add_blobs(self, keys: Iterable[InodeKey]) -> None:
         self._blobs.update(keys)
+
+    def looking(self) -> None:
+        """A look at the tree begins: its link counts hold for all but those that are touched from now on."""
+        self._touched.clear()
+
+    def hide(self, files: Sequence[Found], look: Callable[[str], Found | None]) -> None:
+        """`files`, found since `looking`, are about to be linked in a thread, which nobody shall see."""
+        for found in files:
+            seen = look(found.path) if found.key in self._touched else found
+            if found.kind is Kind.FILE and seen is not None and seen.key == found.key:
+                self._names.setdefault(found.key, seen.links - self.hidden_links(found.key, seen.links))
+                self._hidden[found.key] += 1
+
+    def unhide(self, files: Iterable[Found]) -> None:
+        """The end of `hide`, whatever came of it."""
+        for found in files:
+            if found.key in self._hidden:
+                self._hidden[found.key] -= 1
+                self._forget(found.key)
 
     def add(self, *drafts: Sealed) -> None:
         """The members of drafts that were just sealed, or of all those that an earlier mount left."""
@@ -44,11 +67,10 @@ class SealedInodes:
     def settle(self, sealed: Sealed, blobs: Iterable[InodeKey]) -> None:
         """A draft is committed and its links are gone; `blobs`: which of its inodes are blobs now."""
         self._blobs.update(blobs)
+        self._touched.update(sealed.keys)
         self._linked.subtract(sealed.keys)
         for key in set(sealed.keys):
-            if self._linked[key] <= 0:
-                del self._linked[key]
-                self._names.pop(key, None)
+            self._forget(key)
 
     @property
     def blobs(self) -> list[InodeKey]:
@@ -65,5 +87,14 @@ class SealedInodes:
 
     def names_changed(self, key: InodeKey, by: int) -> None:
         """The inode got (1) or lost (-1) a name in the working tree."""
+        self._touched.add(key)
         if key in self._names:
             self._names[key] += by
+
+    def _forget(self, key: InodeKey) -> None:
+        if self._linked[key] <= 0:
+            del self._linked[key]
+        if self._hidden[key] <= 0:
+            del self._hidden[key]
+        if key not in self._linked and key not in self._hidden:
+            self._names.pop(key, None)

@@ -22,6 +22,7 @@ _STEP_LIKE = re.compile(
 _VERSION = re.compile(r"version_\d+", _ANY_CASE)
 _TEMPORARY = re.compile(
     r"\A\.tmp|\Atmp[-_.\w]{6,}\Z|\.tmp\Z|\.tmp\.|\.part\Z|\.partial\Z|-tmp(-\d+)?\Z|\.incomplete\Z|~\Z"
+    r"|-unfinished\Z"
 )
 # A LoRA's rank is a size, not a process: lora_rank8.pt and lora_rank16.pt are two checkpoints.
 _RANK = re.compile(r"(?<![a-z])(?<!lora)(?<!lora[-_])rank([-_]?)\d+", _ANY_CASE)
@@ -31,7 +32,15 @@ _INDEX_SUFFIXES = (".index.json", ".weights.json", ".metadata")
 
 _CONTAINERS = frozenset({"checkpoints", "ckpts", "ckpt", "models", "snapshots", "lightning_logs"})
 _LOG_DIRECTORIES = frozenset({"runs", "tb", "tensorboard", "wandb", "mlruns", "logs"})
+# Lightning and YOLO put checkpoints beside their logs: logs/net/version_0/checkpoints, runs/train/exp/weights. What
+# lies in wandb and mlruns is a copy of what was logged.
+_SAVES = frozenset({"checkpoints", "ckpts", "ckpt", "weights"})
+_SAVES_IN = frozenset({"runs", "tb", "tensorboard", "logs"})
 _LOG_SUFFIXES = (".csv", ".jsonl", ".txt", ".md", ".yaml", ".png")
+CARD = "README.md"
+SIBLING = "recipe_state"  # torchtune's optimizer state, beside the directory of each epoch
+_UNFINISHED = "-unfinished"  # NeMo's mark beside a checkpoint while it is written
+_NEMO_ENDINGS = (".nemo", ".ckpt", "-EMA")  # they share one mark
 _COMPANIONS = frozenset(
     {
         "latest",
@@ -88,9 +97,27 @@ def is_log(path: str) -> bool:
     name = parts[-1].lower()
     if name.startswith("events.out.tfevents") or name.endswith(".log"):
         return True
-    if _has_log_directory(parts[:-1]):
+    if _lies_with_logs(parts[:-1]):
         return True
     return name.endswith(_LOG_SUFFIXES) and _unit_directory(parts[:-1]) is None
+
+
+def is_mark(name: str) -> bool:
+    """Whether a file says by being there that what it is named after is not finished."""
+    return name.endswith(_UNFINISHED)
+
+
+def mark_of(unit: Unit) -> str:
+    """The path of the mark that lies beside `unit` until it is finished, if its writer makes one."""
+    name = unit.name
+    for ending in _NEMO_ENDINGS:
+        name = name.removesuffix(ending)
+    return name + _UNFINISHED
+
+
+def goes_on(path: str) -> bool:
+    """Whether a unit's member may change after the commit and be no new version of it: a log, but no model card."""
+    return path != CARD and is_log(path)
 
 
 def is_step_like(name: str) -> bool:
@@ -112,7 +139,7 @@ class UnitRules:
     """
 
     def __init__(self, globs: Sequence[str] = ()) -> None:
-        self._globs = tuple(tuple(glob.strip("/").split("/")) for glob in globs if glob.strip("/"))
+        self._globs = tuple(parts for parts in map(_parts_of, globs) if parts)
         # Each save asks the same of the same path several times, while the program waits.
         self.unit_of = lru_cache(_REMEMBERED)(self._unit_of)
         self.member_of = lru_cache(_REMEMBERED)(self._member_of)
@@ -138,11 +165,11 @@ class UnitRules:
             return started
         parts = path.split("/")
         if len(parts) == 1:
-            return ROOT_UNIT if path == "README.md" or _in_hugging_face_set(path) else None
+            return ROOT_UNIT if path == CARD or _in_hugging_face_set(path) else None
         unit = self._chosen(parts[:-1], directories=True) or _unit_directory(parts[:-1])
         # What lies above the unit must not be temporary or a log's: then nothing could have started it.
         above = unit.name.split("/") if unit is not None else []
-        return None if any(map(is_temporary, above)) or _has_log_directory(above) else unit
+        return None if any(map(is_temporary, above)) or _lies_with_logs(above) else unit
 
     def flat_members(self, unit: Unit, names: Iterable[str]) -> list[str]:
         """Which of the file names in the flat unit's directory belong to it: itself, its ranks, its shards; sorted."""
@@ -151,19 +178,42 @@ class UnitRules:
 
     def _chosen(self, parts: Sequence[str], *, directories: bool = False) -> Unit | None:
         """The topmost path in `parts` that a glob names; the last part is a file unless `directories`."""
-        for depth in range(1, len(parts) + 1):
-            if any(_fits(parts[:depth], glob) for glob in self._globs):
-                flat = depth == len(parts) and not directories
-                return Unit("/".join(parts[:depth]), Shape.FLAT if flat else Shape.DIRECTORY)
-        return None
+        depth = min((depth for glob in self._globs if (depth := _depth_of(parts, glob))), default=0)
+        if not depth:
+            return None
+        flat = depth == len(parts) and not directories
+        return Unit("/".join(parts[:depth]), Shape.FLAT if flat else Shape.DIRECTORY)
 
 
-def _fits(parts: Sequence[str], glob: Sequence[str]) -> bool:
-    if not glob:
-        return not parts
-    if glob[0] == "**":
-        return any(_fits(parts[skipped:], glob[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], glob[0]) and _fits(parts[1:], glob[1:])
+def _parts_of(glob: str) -> tuple[str, ...]:
+    """The parts of a glob, of `**` after `**` one."""
+    parts = [part for part in glob.split("/") if part]
+    return tuple(part for part, before in zip(parts, ["", *parts], strict=False) if (part, before) != ("**", "**"))
+
+
+def _depth_of(parts: Sequence[str], glob: Sequence[str]) -> int:
+    """How many of `parts` it takes for `glob` to fit; 0: none do. Every part is looked at once, whatever the glob."""
+    places = _with_empty({0}, glob)  # in the glob, all that the parts so far may have come to
+    for depth, part in enumerate(parts, 1):
+        fitting = {place for place in places if place < len(glob) and _part_fits(part, glob[place])}
+        places = _with_empty({place + (glob[place] != "**") for place in fitting}, glob)
+        if len(glob) in places:
+            return depth
+    return 0
+
+
+def _with_empty(places: set[int], glob: Sequence[str]) -> set[int]:
+    """`places`, and those behind each `**` that stands for nothing."""
+    found = set(places)
+    for place in sorted(places):
+        while place < len(glob) and glob[place] == "**":
+            place += 1
+            found.add(place)
+    return found
+
+
+def _part_fits(part: str, glob: str) -> bool:
+    return glob == "**" or fnmatchcase(part, glob)
 
 
 def _in_hugging_face_set(name: str) -> bool:
@@ -174,8 +224,17 @@ def _is_container(name: str) -> bool:
     return name.lower() in _CONTAINERS or _VERSION.fullmatch(name) is not None
 
 
-def _has_log_directory(directories: Iterable[str]) -> bool:
-    return any(name.lower() in _LOG_DIRECTORIES for name in directories)
+def _lies_with_logs(directories: Sequence[str]) -> bool:
+    names = [name.lower() for name in directories]
+    return any(name in _LOG_DIRECTORIES for name in names) and _saves_depth(names) == 0
+
+
+def _saves_depth(names: Sequence[str]) -> int:
+    """How deep the topmost directory of saves below a directory of logs lies; 0: there is none."""
+    logs = [depth for depth, name in enumerate(names) if name in _LOG_DIRECTORIES]
+    if not logs or names[logs[0]] not in _SAVES_IN:
+        return 0
+    return next((depth for depth, name in enumerate(names, 1) if depth > logs[0] + 1 and name in _SAVES), 0)
 
 
 def _unit_directory(directories: Sequence[str]) -> Unit | None:
@@ -188,11 +247,12 @@ def _unit_depth(directories: Sequence[str]) -> int:
     for depth, name in enumerate(directories, 1):
         if is_step_like(name):
             return depth
-    container = next((depth for depth, name in enumerate(directories) if _is_container(name)), None)
-    if container is None:
+    saves = _saves_depth([name.lower() for name in directories])
+    container = next((depth for depth, name in enumerate(directories) if _is_container(name)), saves - 1)
+    if container < 0:
         return min(1, len(directories))
     below = container
-    while below < len(directories) and _is_container(directories[below]):
+    while below < len(directories) and (_is_container(directories[below]) or below < saves):
         below += 1
     return below + 1 if below < len(directories) else 0
 

@@ -11,11 +11,22 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec import Struct
 
 from fuse_ckpt.model import InodeKey, Kind, Shape, Unit
-from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_set, is_temporary
+from fuse_ckpt.staging.copying import copy_bytes
+from fuse_ckpt.staging.units import (
+    SIBLING,
+    UnitRules,
+    is_companion,
+    is_log,
+    is_set,
+    is_step_like,
+    is_temporary,
+    mark_of,
+)
 
 LARGEST_POINTER = 4096  # bytes
 LARGEST_COMPANION = 1 << 20  # bytes; a pointer or a helper script, never weights
@@ -69,7 +80,8 @@ class WorkTree:
 
     def scan(self, unit: Unit, skip: frozenset[InodeKey] = frozenset()) -> Scan:
         """Look a unit up; an empty one where nothing of it is left. `skip`: inodes of logs that are being written."""
-        paths = self._directory_paths(unit) if unit.shape is Shape.DIRECTORY else self._flat_paths(unit)
+        walked = (path for path, _ in self._walk(unit.name))
+        paths = walked if unit.shape is Shape.DIRECTORY else self._flat_paths(unit)
         members: list[Found] = []
         temporary: list[str] = []
         for path in paths:
@@ -96,6 +108,34 @@ class WorkTree:
         key = InodeKey(status.st_dev, status.st_ino)
         size = status.st_size if kind is Kind.FILE else 0
         return Found(path, kind, stat.S_IMODE(status.st_mode), size, status.st_mtime_ns, key, status.st_nlink, target)
+
+    def has_files(self, unit: Unit) -> bool:
+        """Whether a file of the unit is left. Looks no further than the first, for each removal of many asks."""
+        if unit.shape is not Shape.DIRECTORY:
+            return bool(self.scan(unit).files)
+        return any(is_file and not is_temporary(path.rpartition("/")[2]) for path, is_file in self._walk(unit.name))
+
+    def mark(self, unit: Unit) -> str | None:
+        """The mark beside the unit that says that it is not finished, if there is one."""
+        path = mark_of(unit)
+        return path if self.look(path) is not None else None
+
+    def copy(self, found: Found, where: Path) -> None:
+        """Copy a file that somebody may write again; ESTALE where that happened meanwhile."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        source = os.open(found.path, flags, dir_fd=self.root_fd)
+        try:
+            target = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                copy_bytes(source, target, found.size)
+            finally:
+                os.close(target)
+            status = os.fstat(source)
+        finally:
+            os.close(source)
+        after = InodeKey(status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns
+        if after != (found.key, found.size, found.mtime_ns):
+            raise changed(found.path)
 
     def pointer(self, path: str) -> str:
         """What a small text file says, as a `latest` file names a directory; "" for any other."""
@@ -134,14 +174,6 @@ class WorkTree:
         finally:
             os.close(fd)
 
-    def _directory_paths(self, unit: Unit) -> Iterator[str]:
-        try:
-            walk = os.fwalk(unit.name, dir_fd=self.root_fd, onerror=_ignore_vanished)
-            for where, directories, files, _ in walk:
-                yield from (f"{where}/{name}" for name in (*directories, *files))
-        except FileNotFoundError:
-            return
-
     def _flat_paths(self, unit: Unit) -> list[str]:
         if unit.shape is Shape.FLAT and not is_set(unit):
             return [unit.name]
@@ -160,6 +192,9 @@ class WorkTree:
         for one in found:
             if one is not None and one.kind is not Kind.DIRECTORY and one.size <= LARGEST_COMPANION:
                 yield one
+        if is_step_like(unit.name.rpartition("/")[2]):
+            siblings = (self.look(path) for path, is_file in self._walk(head + SIBLING) if is_file)
+            yield from (one for one in siblings if one is not None and not is_temporary(one.path))
 
     def _names(self, directory: str) -> list[tuple[str, bool]]:
         """The names in a directory, and whether each is a symlink's."""
@@ -174,14 +209,37 @@ class WorkTree:
             os.close(fd)
 
     def _files_below(self, directory: str) -> Iterator[str]:
-        for where, _, files, _ in os.fwalk(directory, dir_fd=self.root_fd, onerror=_ignore_vanished):
-            head = os.path.normpath(where)
-            yield from (name if head == "." else f"{head}/{name}" for name in files)
+        return (path for path, is_file in self._walk(directory) if is_file)
+
+    def _walk(self, top: str) -> Iterator[tuple[str, bool]]:
+        """Everything below `top` by its path, and whether it is no directory. What vanishes meanwhile is left out."""
+        waiting = [top]
+        while waiting:
+            where = waiting.pop()
+            head = "" if where == "." else f"{where}/"
+            for name, is_directory in self._entries(where):
+                if is_directory:
+                    waiting.append(head + name)
+                yield head + name, not is_directory
+
+    def _entries(self, directory: str) -> Iterator[tuple[str, bool]]:
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.root_fd)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return
+            raise
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    yield entry.name, entry.is_dir(follow_symlinks=False)
+        finally:
+            os.close(fd)
 
 
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFLNK: Kind.SYMLINK, stat.S_IFDIR: Kind.DIRECTORY}
 
 
-def _ignore_vanished(error: OSError) -> None:
-    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-        raise error
+def changed(path: str) -> OSError:
+    """What is raised where a file is not any more what it was when it was looked at."""
+    return OSError(errno.ESTALE, "changed while it was sealed", path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Condition
 from uuid import uuid4
 
 from blake3 import blake3
@@ -18,7 +19,7 @@ from fuse_ckpt.errors import CommitFailed
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import InodeKey
 
-from .durable import chunks, copy_file, fsync_directory, make_directory, same_bytes
+from .durable import CHUNK, chunks, copy_file, fsync_directory, make_directory, same_bytes
 from .layout import Layout
 
 # Where an inode cannot take another name: too many links, another filesystem, not ours to link, unlinked (or no /proc).
@@ -42,9 +43,25 @@ class Blobs:
         self._is_recorded = is_recorded
         self._placed: dict[str, int] = {}  # digest → inode number, of what was placed here and has no record yet
         self._durable: set[Path] = set()  # directories whose own names this process has synced
+        self._turns = Condition()
+        self._busy: set[str] = set()  # digests that some thread is placing
 
     def adopt(self, source: Path) -> Adopted:
         """Make the bytes of `source` durable under their digest; see `Store.adopt`."""
+        (adopted,) = self.adopt_all((source,))
+        return adopted
+
+    def adopt_all(self, sources: Sequence[Path]) -> list[Adopted]:
+        """Make the bytes of all `sources` durable; each directory of blobs is synced once, at the end."""
+        directories: dict[Path, None] = {}
+        adopted = [self._adopt(source, directories) for source in sources]
+        for directory in directories:
+            fault("adopt:dirsync")
+            fsync_directory(directory)
+        return adopted
+
+    def _adopt(self, source: Path, directories: dict[Path, None]) -> Adopted:
+        """All but the sync of the blob's directory, which is noted in `directories`."""
         fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             before = os.fstat(fd)
@@ -56,7 +73,8 @@ class Blobs:
             after = os.fstat(fd)
             if before.st_size != after.st_size:  # its times may change, nobody can write it
                 raise CommitFailed(f"{source} changed while it was committed.")
-            linked = self._keep(fd, after, digest)
+            with self._turn(digest):
+                linked = self._keep(fd, after, digest, directories)
             return Adopted(digest, after.st_size, linked, InodeKey(after.st_dev, after.st_ino))
         finally:
             os.close(fd)
@@ -77,6 +95,10 @@ class Blobs:
         found = stat_or_none(self._layout.blob(digest))
         return found is not None and stat.S_ISREG(found.st_mode) and found.st_size == size
 
+    def first_missing(self, sizes: Mapping[str, int]) -> str | None:
+        """The first digest of `sizes` (digest → size) whose blob is not there."""
+        return next((digest for digest, size in sizes.items() if not self.holds(digest, size)), None)
+
     def is_inode(self, digest: str, key: InodeKey) -> bool:
         """Whether the blob is that very inode."""
         found = stat_or_none(self._layout.blob(digest))
@@ -87,56 +109,67 @@ class Blobs:
         for digest in digests:
             self._placed.pop(digest, None)
 
-    def _keep(self, fd: int, source: os.stat_result, digest: str) -> bool:
+    @contextmanager
+    def _turn(self, digest: str) -> Iterator[None]:
+        """One thread at a time looks for the blob of a digest and places it."""
+        with self._turns:
+            self._turns.wait_for(lambda: digest not in self._busy)
+            self._busy.add(digest)
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._busy.discard(digest)
+                self._turns.notify_all()
+
+    def _keep(self, fd: int, source: os.stat_result, digest: str, directories: dict[Path, None]) -> bool:
         """Have a blob of these bytes; return whether it is the source's own inode."""
         target = self._layout.blob(digest)
         existing = stat_or_none(target)
         if existing is not None and os.path.samestat(existing, source):
-            self._sync(target)
+            self._make_fan_out(target.parent)
+            directories[target.parent] = None
             return True
         if existing is not None and self._trusted(digest, existing) and _is_same(fd, source.st_size, target):
+            if digest in self._placed:  # by a commit under way, which syncs its directory some time later
+                directories[target.parent] = None
             return False
         self._make_fan_out(target.parent)
         fault("adopt:link")
-        linked = self._place(fd, target, free=existing is None)
-        self._sync(target)
-        self._placed[digest] = os.stat(target).st_ino
-        return linked
+        self._place(fd, target, free=existing is None)
+        directories[target.parent] = None
+        placed = os.stat(target)
+        self._placed[digest] = placed.st_ino
+        return os.path.samestat(placed, source)
 
     def _trusted(self, digest: str, existing: os.stat_result) -> bool:
         """A file that no record names and that was not placed here is a crash's left-over: it may be anything."""
         return self._placed.get(digest) == existing.st_ino or self._is_recorded(digest)
 
-    def _place(self, fd: int, target: Path, *, free: bool) -> bool:
-        """Give `fd`'s inode, or a copy of it, the name `target`; return whether it is the inode itself."""
+    def _place(self, fd: int, target: Path, *, free: bool) -> None:
+        """Give `fd`'s inode, or a copy of it, the name `target`."""
         if free:
             with suppress(OSError):  # taken meanwhile, or not linkable: the way below finds out
                 _link(fd, target)
-                return True
+                return
         half_made = self._layout.tmp / uuid4().hex
         try:
-            linked = _link_or_copy(fd, half_made)
+            _link_or_copy(fd, half_made)
             fault("adopt:replace")
             os.rename(half_made, target)
         except OSError:
             half_made.unlink(missing_ok=True)
             raise
-        return linked
 
     def _make_fan_out(self, directory: Path) -> None:
         if directory not in self._durable:
             make_directory(directory)
             self._durable.add(directory)
 
-    def _sync(self, target: Path) -> None:
-        self._make_fan_out(target.parent)
-        fault("adopt:dirsync")
-        fsync_directory(target.parent)
-
 
 def digest_of(fd: int) -> str:
     """BLAKE3-256 of all of `fd`, in hex. By reading: a mapping of a file that shrinks kills the process (SIGBUS)."""
-    hasher = blake3()
+    hasher = blake3(max_threads=blake3.AUTO if os.fstat(fd).st_size > CHUNK else 1)
     for chunk in chunks(fd):
         hasher.update(chunk)
     return hasher.hexdigest()
@@ -161,15 +194,13 @@ def _is_same(fd: int, size: int, target: Path) -> bool:
         os.close(existing)
 
 
-def _link_or_copy(fd: int, path: Path) -> bool:
+def _link_or_copy(fd: int, path: Path) -> None:
     try:
         _link(fd, path)
-        return True
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
-    copy_file(fd, path)
-    return False
+        copy_file(fd, path)
 
 
 def _link(fd: int, path: Path) -> None:

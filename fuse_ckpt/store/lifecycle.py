@@ -18,11 +18,9 @@ from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, Manifest, State
 
 from . import locks, references
-from .codec import manifest_to_json
-from .durable import replace_file
-from .jobs import Jobs
 from .locks import Lease
 from .records import Records
+from .revisions import Revisions
 from .uses import Uses
 
 T = TypeVar("T")
@@ -32,7 +30,7 @@ ROOMY = 64 << 20  # bytes that are free on a disk from which a reserve may be ta
 LEASE = "lease-"
 
 
-class Lifecycle(Jobs):
+class Lifecycle(Revisions):
     """Tags, pins, leases, deletion; see `Store` for what all methods have in common."""
 
     # leases
@@ -46,6 +44,8 @@ class Lifecycle(Jobs):
         lease = locks.lease(self._lease_path(checkpoint), checkpoint, holder or f"process {os.getpid()}")
         try:
             self._head(checkpoint)  # again: a delete may have come first
+            with suppress(OSError):  # who reads may go on where nothing can be written; at worst a late file is added
+                self.settle(checkpoint)
         except BaseException:
             lease.close()
             raise
@@ -210,10 +210,6 @@ class Lifecycle(Jobs):
 
     def _head(self, checkpoint: str) -> Checkpoint:
         return known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
-
-    def _write_manifest(self, manifest: Manifest, *, sync: bool = True) -> None:
-        path = self.layout.manifest(manifest.checkpoint.id)
-        replace_file(path, manifest_to_json(manifest), self.layout.tmp, sync=sync)
 
     def _lease_path(self, checkpoint: str) -> Path:
         return self.layout.lock(f"{LEASE}{checkpoint}")

@@ -92,8 +92,12 @@ class Records(Listings):
         self._drop_remnant(name + ORDINAL.pack(head.ordinal - 1))
         self._put(Table.BY_NAME, name + ORDINAL.pack(head.ordinal), key)
         self.put_checkpoint(head)
-        self._put(Table.MANIFESTS, key, manifest)
-        self.claim(blob_sizes(manifest))
+        self.hold(manifest, {}, sealed)
+
+    def hold(self, manifest: Manifest, known: Mapping[str, int], sealed: Iterable[tuple[InodeKey, str]]) -> None:
+        """Put a manifest, one reference to each of its blobs but those of `known`, and its sealed inodes."""
+        self._put(Table.MANIFESTS, UUID(manifest.checkpoint.id).bytes, manifest)
+        self.claim({digest: size for digest, size in blob_sizes(manifest).items() if digest not in known})
         self.seal_inodes(sealed)
 
     def put_checkpoint(self, checkpoint: Checkpoint) -> None:

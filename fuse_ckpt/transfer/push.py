@@ -67,7 +67,7 @@ def push(
     with _spool(store, f"{name}\n{source.identity}") as (spool, spool_fd):
         entries = _fill(source, spool, spool_fd, progress)
         paths = [entry.path for entry in entries if entry.kind is not Kind.DIRECTORY]
-        failure = source.failure or fault_of(spool_fd, paths)
+        failure = source.failure or fault_of(spool_fd, {path: path for path in paths})
         if failure is not None and not force:
             raise FuseCkptError(
                 f"Not pushed, for it is not whole: {failure} (--force keeps it as a failed checkpoint)."

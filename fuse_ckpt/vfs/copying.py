@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 
-_FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
-_COPY_STEP = 1 << 27  # bytes a call of copy_file_range
+from fuse_ckpt.staging import copy_bytes
 
 
 def copy_file(source: int, target: str, size: int | None) -> None:
@@ -16,7 +13,7 @@ def copy_file(source: int, target: str, size: int | None) -> None:
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if size != 0:
-            _copy_bytes(source, fd, status.st_size)
+            copy_bytes(source, fd, status.st_size)
         if size is not None:
             os.ftruncate(fd, min(size, status.st_size))
         if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
@@ -27,18 +24,3 @@ def copy_file(source: int, target: str, size: int | None) -> None:
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
     finally:
         os.close(fd)
-
-
-def _copy_bytes(source: int, target: int, size: int) -> None:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-        return
-    except OSError as exc:
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
-            raise
-    done = 0
-    while done < size:
-        copied = os.copy_file_range(source, target, min(_COPY_STEP, size - done), done, done)
-        if copied == 0:
-            break
-        done += copied

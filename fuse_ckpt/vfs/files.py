@@ -22,6 +22,7 @@ from fuse_ckpt.vfs.copying import copy_file
 from fuse_ckpt.vfs.handles import Handle
 from fuse_ckpt.vfs.inodes import WorkInode
 from fuse_ckpt.vfs.output import OutputTree
+from fuse_ckpt.vfs.syscalls import open_unleased
 
 _AGAIN = 1.0  # seconds within which the kernel has repeated a call that was answered ESTALE
 
@@ -162,11 +163,11 @@ class WorkFiles:
         return Handle(inode, backing.writable, True, _state(os.fstat(backing.writable)))
 
     def _descriptor(self, inode: WorkInode, flags: int) -> int:
-        flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO put there behind our back must not stop the mount
+        flags |= os.O_CLOEXEC  # without blocking: a FIFO put there behind our back must not stop the mount
         if not inode.names and inode.backing.any is not None:
-            return os.open(f"/proc/self/fd/{inode.backing.any}", flags)
+            return open_unleased(f"/proc/self/fd/{inode.backing.any}", flags)
         path, dir_fd = inode.place()
-        fd = os.open(path, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+        fd = open_unleased(path, flags | os.O_NOFOLLOW, dir_fd)
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != (inode.inode_key.dev, inode.inode_key.ino):
             os.close(fd)

@@ -43,6 +43,7 @@ class Node:
     same: tuple[str, str] | None = None
     lasting: bool = True  # False: the kernel must ask again each time, it may be gone or another
     checkpoint: str = ""  # the id of the one that it is in
+    edition: int = 0  # another one is another inode: who uses a directory keeps what it had
     tree: Tree | None = None  # a directory of a checkpoint: what is below it, whatever becomes of the record
     inner: Path = ()  # where in `tree` it is
 
@@ -50,8 +51,11 @@ class Node:
 class Tree:
     """Entries as a tree of directories: each path, with the directories that no entry names made up."""
 
-    def __init__(self, entries: Iterable[tuple[str, Entry]], root_mtime_ns: int, checkpoint_id: str) -> None:
+    def __init__(
+        self, entries: Iterable[tuple[str, Entry]], root_mtime_ns: int, checkpoint_id: str, edition: int = 0
+    ) -> None:
         self._checkpoint = checkpoint_id
+        self._edition = edition
         self._nodes: dict[str, Node] = {"": Node(DIRECTORY_MODE, root_mtime_ns)}
         self._children: dict[str, dict[str, None]] = {"": {}}
         for path, entry in entries:
@@ -64,7 +68,7 @@ class Tree:
         found = self._nodes.get("/".join(path))
         if found is None or not stat.S_ISDIR(found.mode):
             return found
-        return replace(found, checkpoint=self._checkpoint, tree=self, inner=path)
+        return replace(found, checkpoint=self._checkpoint, edition=self._edition, tree=self, inner=path)
 
     def names(self, path: Path) -> list[str]:
         return list(self._children.get("/".join(path), ()))
@@ -120,13 +124,13 @@ class Snapshots:
             case ("layout",):
                 return self._available()
             case ("by-id", checkpoint_id, *rest):
-                return self._tree_of(checkpoint_id).names(tuple(rest))
+                return self._tree(checkpoint_id, layout=False).names(tuple(rest))
             case ("layout", checkpoint_id, *rest):
-                return self._layout_of(checkpoint_id).names(tuple(rest))
+                return self._tree(checkpoint_id, layout=True).names(tuple(rest))
             case ("by-name", *rest):
                 named, inner = self._split(tuple(rest))
                 if named is not None:
-                    return self._tree_of(named).names(inner)
+                    return self._tree(named, layout=False).names(inner)
                 return self._by_name.names(tuple(rest))
         return []
 
@@ -165,13 +169,14 @@ class Snapshots:
         if checkpoint is None:
             return None
         data = describe(self._store.manifest(checkpoint_id))
-        return Node(stat.S_IFREG | 0o444, checkpoint.committed_ns, len(data), data=data, lasting=False)
+        mode = stat.S_IFREG | 0o444
+        return Node(mode, checkpoint.committed_ns, len(data), data=data, lasting=False, edition=self._generation)
 
     def _inside(self, checkpoint_id: str, path: Path, *, layout: bool) -> Node | None:
         if checkpoint_id not in self._by_id:
             return None
         try:
-            node = (self._layout_of if layout else self._tree_of)(checkpoint_id).node(path)
+            node = self._tree(checkpoint_id, layout=layout).node(path)
         except NotFound:
             return None
         if node is not None and not path:  # the door to a checkpoint: `delete` closes it at once
@@ -193,17 +198,21 @@ class Snapshots:
                 return found, path[length:]
         return None, path
 
-    def _read_tree(self, checkpoint_id: str) -> Tree:
+    def _tree(self, checkpoint_id: str, *, layout: bool) -> Tree:
+        known = self._by_id.get(checkpoint_id)
+        return (self._layout_of if layout else self._tree_of)(checkpoint_id, known.revision if known else 0)
+
+    def _read_tree(self, checkpoint_id: str, revision: int) -> Tree:
         manifest = self._store.manifest(checkpoint_id)
         places = ((entry.path, entry) for entry in manifest.entries)
-        return Tree(places, manifest.checkpoint.created_ns, checkpoint_id)
+        return Tree(places, manifest.checkpoint.created_ns, checkpoint_id, revision)
 
-    def _read_layout(self, checkpoint_id: str) -> Tree:
+    def _read_layout(self, checkpoint_id: str, revision: int) -> Tree:
         manifest = self._store.manifest(checkpoint_id)
         prefix = manifest.checkpoint.unit.prefix
         members = ((f"{prefix}/{entry.path}" if prefix else entry.path, entry) for entry in manifest.entries)
         companions = ((entry.path, entry) for entry in manifest.companions)
-        return Tree((*members, *companions), manifest.checkpoint.created_ns, checkpoint_id)
+        return Tree((*members, *companions), manifest.checkpoint.created_ns, checkpoint_id, revision)
 
 
 def describe(manifest: Manifest) -> bytes:

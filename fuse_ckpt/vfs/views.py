@@ -79,9 +79,8 @@ class Views:
         if node is None:
             raise _missing()
         job = parent.key[1] if isinstance(parent.key, tuple) else ""
-        return self.found(
-            self._inode(("view", job, *path) if node.same is None else ("file", *node.same), job, path, node)
-        )
+        key = ("view", job, str(node.edition), *path) if node.same is None else ("file", *node.same)
+        return self.found(self._inode(key, job, path, node))
 
     def found(self, inode: ViewInode) -> Attributes:
         """The attributes of an inode that the kernel has just been told of."""
@@ -90,7 +89,9 @@ class Views:
 
     def attributes(self, inode: ViewInode) -> Attributes:
         if not inode.node.lasting and inode.view is not None:
-            inode.node = inode.view.node(inode.path) or inode.node
+            now = inode.view.node(inode.path)
+            if now is not None and now.edition == inode.node.edition:
+                inode.node = now
         node = inode.node
         timeout = LASTING if node.lasting else 0.0
         return Attributes(
@@ -146,8 +147,10 @@ class Views:
         for job in self._snapshots:
             for path in inside:
                 above, _, name = path.rpartition("/")
-                parent = self._table.find(("view", job, *above.split("/")))
-                if parent is not None and self._table.find(("view", job, *path.split("/"))) is not None:
+                parent = self._table.find(("view", job, "0", *above.split("/")))
+                editions = [str(edition) for edition in range(checkpoint.revision + 1)]
+                known = (self._table.find(("view", job, edition, *path.split("/"))) for edition in editions)
+                if parent is not None and any(known):
                     found.append((parent.nid, os.fsencode(name)))
         return found
 

@@ -121,6 +121,8 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "storage list",
         "storage probe",
         "storage delete",
+        "checkpoint commit",
+        "checkpoint promote",
         "mount",
         "umount",
         "browse",

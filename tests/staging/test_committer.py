@@ -5,46 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from fuse_ckpt import faults
 from fuse_ckpt.model import State
-from fuse_ckpt.staging import Area, Committer, Settings, load_all, why_stuck
+from fuse_ckpt.staging import Committer, load_all, why_stuck
 from fuse_ckpt.staging.committer import RETRY_COMMIT
-from fuse_ckpt.store import Store
+from tests.staging.conftest import Run
 from tests.staging.trainer import JOB, OTHER, UNSEEN, Trainer, key_of, torch_zip
-
-Run = Callable[[Callable[[Trainer, Committer], Awaitable[None]]], None]
-
-
-@pytest.fixture
-def run(store: Store, root_fd: int, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a story beside a committer; worker threads run inline, so that the clock cannot jump meanwhile."""
-
-    async def inline(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
-        await trio.lowlevel.checkpoint()
-        return function(*arguments)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
-
-    async def beside(story: Callable[[Trainer, Committer], Awaitable[None]]) -> None:
-        area = Area(root_fd, store.layout.pending(JOB), Settings(), trio.current_time)
-        committer = Committer(area, store, JOB)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(committer.run)
-            await wait_all_tasks_blocked()
-            await story(Trainer(store, area, store.layout.work(JOB)), committer)
-            nursery.cancel_scope.cancel()
-
-    def start(story: Callable[[Trainer, Committer], Awaitable[None]]) -> None:
-        trio.run(beside, story, clock=MockClock(autojump_threshold=0), strict_exception_groups=True)
-
-    return start
 
 
 def fails(error: Exception, prefix: str = "") -> Callable[[str], None]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_ckpt.model import Shape, Unit
-from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_step_like, is_temporary
+from fuse_ckpt.staging.units import UnitRules, is_companion, is_log, is_step_like, is_temporary, mark_of
 
 RULES = UnitRules()
 
@@ -254,3 +256,54 @@ def test_a_unit_is_the_path_itself_or_a_directory_above_it_or_a_set_beside_it(pa
     unit = RULES.unit_of(path)
     assert unit is None or path.startswith(f"{unit.prefix}/") or not unit.prefix
     assert unit is None or RULES.member_of(path) == unit
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "unit"),
+    [
+        ("**", "a/b.pt", directory("a")),
+        ("**/**/x", "a/x/b.pt", directory("a/x")),
+        ("a/**/x", "a/x/b.pt", directory("a/x")),
+        ("a/**", "a/b/c.pt", directory("a")),
+        ("[ab]*", "beta/c.pt", directory("beta")),
+        ("[", "[/c.pt", directory("[")),
+        ("exp\n*", "exp\n1/c.pt", directory("exp\n1")),
+        ("//exp//run*/", "exp/run1/c.pt", directory("exp/run1")),
+        ("*.tmp", "x.tmp/c.pt", None),
+        ("EXP", "exp/c.pt", directory("exp")),
+    ],
+)
+def test_unusual_globs_fit_what_they_say(glob: str, path: str, unit: Unit | None) -> None:
+    assert UnitRules([glob]).unit_of(path) == unit
+
+
+def test_no_glob_takes_long_on_any_path() -> None:
+    path = "/".join(["a" * 10] * 2000)
+    globs = ["/".join(["**", "a*a*a*a*a*a*b"] * 20), "/".join(["**"] * 500) + "/x", "*/" * 1999 + "y"]
+    begun = time.process_time()
+    assert UnitRules(globs).unit_of(path) == directory("a" * 10)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("logs/net/version_0/checkpoints/epoch=1.ckpt", flat("logs/net/version_0/checkpoints/epoch=1.ckpt")),
+        ("runs/train/exp/weights/best.pt", flat("runs/train/exp/weights/best.pt")),
+        ("runs/train/exp/weights/epoch10/a.pt", directory("runs/train/exp/weights/epoch10")),
+        ("tb/checkpoints/step_5/x/y.pt", directory("tb/checkpoints/step_5")),
+        ("logs/net/version_0/hparams.json", None),
+        ("logs/net/version_0/checkpoints/metrics.csv", None),
+        ("wandb/run-1/files/checkpoints/x.pt", None),
+        ("mlruns/0/1/artifacts/checkpoints/x.pt", None),
+        ("logs/weights.pt", None),
+    ],
+)
+def test_a_directory_of_saves_among_the_logs_holds_checkpoints(path: str, unit: Unit | None) -> None:
+    assert RULES.unit_of(path) == unit
+
+
+def test_a_mark_that_says_unfinished_starts_nothing_and_is_known_by_what_it_stands_beside() -> None:
+    assert RULES.unit_of("checkpoints/step=10-last-unfinished") is None
+    for name in ("step=10-last.ckpt", "step=10-last-EMA.ckpt", "step=10-last.nemo", "step=10-last"):
+        assert mark_of(flat(f"checkpoints/{name}")) == "checkpoints/step=10-last-unfinished"

@@ -274,7 +274,7 @@ def test_a_leased_checkpoint_is_not_deleted_nor_any_with_it(store: Store, save: 
         assert lease.checkpoint == used.id
         with pytest.raises(CheckpointLeased, match=used.id):
             store.delete([free.id, used.id])
-        assert store.checkpoints() == [free, used]
+        assert [one.id for one in store.checkpoints()] == [free.id, used.id]
     store.delete([free.id, used.id])
     assert store.checkpoints() == []
 

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,6 +74,31 @@ def test_a_checkpoint_is_found_by_name_and_version(saved: Mounted, kernel: Kerne
     assert kernel.listdir(VIEW + b"/by-name/checkpoints") == [b"step_1@1"]
     assert tree(kernel, VIEW + b"/by-name/checkpoints/step_1@1") == CONTENT
     assert tree(kernel, VIEW + b"/by-name/@1") == {b"config.json": b'{"architectures": ["A"]}'}
+
+
+def test_a_file_that_came_late_shows_at_once_and_a_directory_in_use_keeps_what_it_had(
+    saved: Mounted, kernel: Kernel
+) -> None:
+    place = VIEW + b"/by-id/" + ids(saved)["checkpoints/step_1"]
+    described = json.loads(kernel.get(place + b".json"))
+    held = kernel.walk(place)
+    inner = kernel.walk(place + b"/sub")
+    kernel.put(b"checkpoints/step_1/rank1", b"late")
+    kernel.put(b"checkpoints/step_1/sub/rank1", b"later")
+    saved.commit()
+    late = {b"rank1": b"late", b"sub/rank1": b"later"}
+    assert tree(kernel, place) == CONTENT | late
+    assert tree(kernel, VIEW + b"/by-name/checkpoints/step_1@1") == CONTENT | late
+    under = b"checkpoints/step_1/"
+    layout = tree(kernel, VIEW + b"/layout/" + ids(saved)["checkpoints/step_1"])
+    assert {under + path: data for path, data in late.items()}.items() <= layout.items()
+    assert json.loads(kernel.get(place + b".json"))["checkpoint"]["revision"] == 2
+    assert "revision" not in described["checkpoint"]
+    for nid, names in ((held, [b"model.safetensors", b"s", b"sub"]), (inner, [b"caf\xe9"])):
+        fh = kernel.filesystem.opendir(nid)
+        assert sorted(kernel.filesystem.listing(fh, rewound=True)[1]) == names
+        kernel.filesystem.releasedir(fh)
+        fails_with(errno.ENOENT, partial(kernel.filesystem.lookup, nid, b"rank1"))
 
 
 def test_the_layout_shows_files_where_they_were_with_their_companions(saved: Mounted, kernel: Kernel) -> None:
