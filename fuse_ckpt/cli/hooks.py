@@ -147,7 +147,8 @@ class Hook:
 
     def _start(self, checkpoint: Checkpoint) -> None:
         try:
-            lease = self._store.lease(checkpoint.id)  # what is being evaluated must not be deleted meanwhile
+            # What is being evaluated must not be deleted meanwhile.
+            lease = self._store.lease(checkpoint.id, f"a command of checkpoint watch, process {os.getpid()}")
         except FuseCkptError as error:
             self._report(f"no command is run for {checkpoint.id}: {error}")
             return

@@ -100,8 +100,10 @@ class BlobRecords(Tables):
         for digest, found in gone.items():
             key = bytes.fromhex(digest)
             inode = INODE.pack(found.ino)
-            if digest not in kept and self._inode(inode) == key:
-                self._delete(Table.INODES, inode)
+            if digest not in kept:
+                self._delete(Table.SCANS, key)
+                if self._inode(inode) == key:
+                    self._delete(Table.INODES, inode)
             if digest not in kept:
                 self._delete(Table.SCANS, key)
             self._delete(Table.GARBAGE, key)

@@ -72,12 +72,16 @@ class Lifecycle(Revisions):
     def tag(self, checkpoint: str, tag: str, *, force: bool = False) -> Checkpoint:
         """Give a checkpoint a tag, which no other one has then. It may have it already.
 
-        Errors: InvalidTag, UnknownCheckpoint, TagTaken (another has it, and `force` does not say to move it).
+        Errors: InvalidTag, UnknownCheckpoint, TagTaken (another has it, and `force` does not say to move it; or it is
+        the name of a pushed one, which it would hide).
         """
         references.check_tag(tag)
 
         def work(records: Records) -> list[Manifest]:
             head = known(checkpoint, records.by_id(checkpoint))
+            pushed = records.newest("", tag)
+            if pushed is not None and pushed.id != head.id:
+                raise TagTaken(f"{tag} is the name of a pushed checkpoint, {pushed.id}: choose another tag.")
             holder = records.tagged(tag)
             changed = [] if tag in head.tags else [replace(head, tags=(*head.tags, tag))]
             if holder is not None and holder.id != head.id:

@@ -70,7 +70,7 @@ class Lease(Lock):
             self._end = os.lseek(fd, 0, os.SEEK_CUR)
 
     def close(self) -> None:
-        if self._fd >= 0 and self._end >= self._line:
+        if self._fd >= 0 and self._end >= self._line and self._process == os.getpid():
             fcntl.fcntl(self._fd, fcntl.F_SETFL, 0)  # with O_APPEND even pwrite appends
             os.pwrite(self._fd, b" " * (self._line - 1) + b"\n", self._end - self._line)
         super().close()
@@ -97,7 +97,7 @@ def try_exclusive(path: Path) -> Lock | None:
 def lease(path: Path, checkpoint: str, holder: str) -> Lease:
     """A shared lock on behalf of `checkpoint`; waits while a delete has it. `holder`: what its file says of us."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             with suppress(BlockingIOError):  # nobody else has it: the lines in it are of the dead
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,9 +106,9 @@ def lease(path: Path, checkpoint: str, holder: str) -> Lease:
             if _names(path, fd):
                 return Lease(path, fd, checkpoint, holder)
         except BaseException:
-            os.close(fd)
+            _close(fd)
             raise
-        os.close(fd)
+        _close(fd)
 
 
 def holders(path: Path) -> str:

@@ -47,8 +47,15 @@ def resolve(reference: str, catalog: Catalog) -> Checkpoint:
 
 
 def resolve_deleted(reference: str, catalog: Catalog) -> Checkpoint:
-    """The deleted checkpoint that `reference` (an id, JOB/NAME@N, a fragment of an id) means. Errors: as `resolve`."""
-    found = catalog.by_id(reference.lower(), deleted=True) or _version(reference, catalog, deleted=True)
+    """The deleted checkpoint that an id, JOB/NAME@N, a pushed one's NAME@N, or a fragment of an id means.
+
+    Errors: as `resolve`.
+    """
+    found = (
+        catalog.by_id(reference.lower(), deleted=True)
+        or _numbered("", reference, catalog, deleted=True)
+        or _version(reference, catalog, deleted=True)
+    )
     if found is not None and found.state is State.DELETED:
         return found
     found = _fragment(reference, catalog, lambda one: one.state is State.DELETED)
@@ -107,9 +114,7 @@ def _tag(reference: str, catalog: Catalog) -> Checkpoint | None:
 
 
 def _pushed(reference: str, catalog: Catalog) -> Checkpoint | None:
-    match = VERSION.fullmatch(reference)
-    found = catalog.version("", match["name"], int(match["ordinal"])) if match else None
-    return found or catalog.newest("", reference)
+    return _numbered("", reference, catalog) or catalog.newest("", reference)
 
 
 def _of_job(reference: str, catalog: Catalog) -> Checkpoint | None:
@@ -122,8 +127,13 @@ def _of_job(reference: str, catalog: Catalog) -> Checkpoint | None:
 
 def _version(reference: str, catalog: Catalog, *, deleted: bool = False) -> Checkpoint | None:
     job, slash, rest = reference.partition("/")
-    match = VERSION.fullmatch(rest)
-    return catalog.version(job, match["name"], int(match["ordinal"]), deleted=deleted) if slash and match else None
+    return _numbered(job, rest, catalog, deleted=deleted) if slash else None
+
+
+def _numbered(job: str, text: str, catalog: Catalog, *, deleted: bool = False) -> Checkpoint | None:
+    """NAME@N of a job; of the pushed ones where that is ""."""
+    match = VERSION.fullmatch(text)
+    return catalog.version(job, match["name"], int(match["ordinal"]), deleted=deleted) if match else None
 
 
 def _name(reference: str, catalog: Catalog) -> Checkpoint | None:

@@ -58,7 +58,7 @@ def export(
     UnknownCheckpoint, Corrupt, CorruptBlob, StorageFailed.
     """
     remote.refuse_ours(place.prefix, store.layout.root, "--destination-path")
-    with store.lease(checkpoint.id):
+    with store.lease(checkpoint.id, f"an export, process {os.getpid()}"):
         manifest = store.manifest(checkpoint.id)
         entries = selection.chosen(manifest.entries, include)
         plan = planning.plan(Manifest(manifest.checkpoint, tuple(entries)), include, read_back)

@@ -54,7 +54,7 @@ def fetch(
     the store), NotFound (no file fits), Busy (another fetch writes there), FuseCkptError (no room),
     UnknownCheckpoint, CorruptBlob, Corrupt and OSError.
     """
-    with store.lease(checkpoint.id):
+    with store.lease(checkpoint.id, f"a fetch, process {os.getpid()}"):
         entries = selection.chosen(store.manifest(checkpoint.id).entries, include)
         places.refuse_ours(destination, store.layout.root, "--destination")
         fresh = _is_fresh(destination, checkpoint.id, force)

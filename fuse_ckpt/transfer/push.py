@@ -20,7 +20,7 @@ from blake3 import blake3
 from msgspec.structs import replace
 
 from fuse_ckpt import metadata
-from fuse_ckpt.errors import Busy, Corrupt, FuseCkptError, StorageFailed
+from fuse_ckpt.errors import Busy, Corrupt, FuseCkptError, InvalidName, StorageFailed
 from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Origin, Shape, Unit
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import copying, names, places, selection, tree
@@ -63,6 +63,8 @@ def push(
     from fuse_ckpt.staging import fault_of  # with it comes trio, and a fetch needs neither
 
     names.check_checkpoint_name(name)
+    if (tagged := store.tagged(name)) is not None:  # a tag is the stronger reference
+        raise InvalidName(f"{name} is a tag of {tagged.id}: choose another name, or untag that.")
     selection.check_inside(source.entries)
     with _spool(store, f"{name}\n{source.identity}") as (spool, spool_fd):
         entries = _fill(source, spool, spool_fd, progress)

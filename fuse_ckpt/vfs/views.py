@@ -156,7 +156,7 @@ class Views:
 
     def _jobs(self) -> list[str]:
         """What the list of jobs holds."""
-        pushed = [PUSHED] if self._store.checkpoints("", states=_SHOWN) else []
+        pushed = [PUSHED] if self._store.checkpoints("", states=_SHOWN, limit=1) else []
         return [*pushed, *(job.name for job in self._store.jobs())]
 
     def _blob(self, digest: str) -> int:

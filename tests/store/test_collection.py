@@ -13,7 +13,7 @@ import pytest
 
 from fuse_ckpt import faults
 from fuse_ckpt.errors import Collecting, CorruptRecord, UnknownCheckpoint
-from fuse_ckpt.model import Checkpoint, InodeKey
+from fuse_ckpt.model import SCAN_RULES, Checkpoint, InodeKey, Scan
 from fuse_ckpt.store import Layout, Store
 from fuse_ckpt.store.accounts import Space
 from fuse_ckpt.store.collection import Cleared, Collected
@@ -86,6 +86,16 @@ def test_what_was_deleted_goes_and_nothing_else(root: Path, store: Store, save: 
     assert rows(root, "garbage") == rows(root, "left") == {}
     assert {len(rows(root, table)) for table in ("checkpoints", "manifests", "by_job")} == {1}
     assert len(rows(root, "inodes")) == len(rows(root, "blobs")) == 2
+
+
+def test_what_a_scan_found_goes_with_the_blob(store: Store, save: Save) -> None:
+    gone, kept = rotated(store, save, "x", {"a": b"gone"}), save(store, "y", {"a": b"kept"})
+    [digest] = {entry.digest for entry in store.manifest(gone.id).entries}
+    [other] = {entry.digest for entry in store.manifest(kept.id).entries}
+    store.keep_scans({digest: Scan(SCAN_RULES), other: Scan(SCAN_RULES)})
+    store.delete([gone.id])
+    gc(store, gone)
+    assert store.scans([digest, other]) == {other: Scan(SCAN_RULES)}
 
 
 def test_shared_bytes_go_with_the_last_that_names_them(store: Store, save: Save) -> None:

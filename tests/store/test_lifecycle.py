@@ -12,7 +12,7 @@ import pytest
 
 from fuse_ckpt import faults
 from fuse_ckpt.errors import CheckpointLeased, CheckpointPinned, InvalidTag, TagTaken, UnknownCheckpoint
-from fuse_ckpt.model import Checkpoint, Metadata, State
+from fuse_ckpt.model import Checkpoint, Metadata, NewCheckpoint, Shape, State, Unit
 from fuse_ckpt.store import Store, locks
 from fuse_ckpt.store.codec import manifest_from_json
 from fuse_ckpt.store.lifecycle import RESERVE
@@ -49,6 +49,16 @@ def test_one_checkpoint_has_a_tag(store: Store, save: Save) -> None:
     assert store.tag(second.id, "release-1", force=True).tags == ("release-1",)
     assert store.checkpoint(first.id).tags == on_disk(store, first.id).tags == ()
     assert store.resolve("release-1").id == second.id
+
+
+def test_a_tag_hides_no_pushed_checkpoint(store: Store, save: Save) -> None:
+    mine = save(store, "x", {"a": b"1"})
+    unit, entries = Unit("gpt2", Shape.FLAT), store.manifest(mine.id).entries
+    pushed = store.publish(NewCheckpoint("", unit, "0", 1, Metadata(), entries))
+    for force in (False, True):
+        with pytest.raises(TagTaken, match=f"the name of a pushed checkpoint, {pushed.id}"):
+            store.tag(mine.id, "gpt2", force=force)
+    assert store.tag(pushed.id, "gpt2").tags == ("gpt2",)
 
 
 def test_a_tag_that_cannot_be_one_changes_nothing(store: Store, save: Save) -> None:

@@ -89,6 +89,35 @@ def test_a_lock_cannot_lie_outside_the_store(store: Store) -> None:
         store.lock_job("../../job")
 
 
+def test_a_forked_child_holds_no_lease_of_its_parent(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from fuse_ckpt.store import locks
+path = Path(sys.argv[1]) / "lease"
+lease = locks.lease(path, "id", "the parent")
+heard, tell = os.pipe()
+if (child := os.fork()) == 0:
+    lease.close()
+    print(locks.holders(path), flush=True)
+    os.write(tell, b".")
+    os.read(0, 1)
+    os._exit(0)
+os.read(heard, 1)
+lease.close()
+print(locks.try_exclusive(path) is not None, flush=True)
+os.waitpid(child, 0)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        said = {parent.stdout.readline(), parent.stdout.readline()}
+        parent.stdin.write(".")
+    assert said == {"the parent\n", "True\n"}
+
+
 def test_a_forked_child_holds_none_of_its_parents_locks(tmp_path: Path) -> None:
     code = """
 import os, sys

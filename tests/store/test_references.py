@@ -98,6 +98,11 @@ def test_a_deleted_one_is_found_for_restoring(reference: str) -> None:
     assert resolve_deleted(reference, CATALOG) is GONE
 
 
+def test_a_deleted_pushed_one_is_found_by_its_number() -> None:
+    gone = make("020f0000-0000-7000-8000-0000abcdbbbb", job="", name="old", state=State.DELETED)
+    assert resolve_deleted("old@1", FakeCatalog(gone)) is gone
+
+
 @pytest.mark.parametrize("reference", [A1.id, "bbbb2222", "job/c.pt@1", "job/gone", "job:latest", "", "fff"])
 def test_only_a_deleted_one_is_found_for_restoring(reference: str) -> None:
     with pytest.raises(UnknownCheckpoint, match=r"^Unknown Checkpoint: "):
