@@ -86,8 +86,9 @@ class _Named(StringParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        found = islice(self._candidates(ctx, incomplete), _MOST)
-        return [CompletionItem(text) for text in found if text.startswith(incomplete) and text.isprintable()]
+        candidates = self._candidates(ctx, incomplete)
+        fitting = (text for text in candidates if text.startswith(incomplete) and text.isprintable())
+        return [CompletionItem(text) for text in islice(dict.fromkeys(fitting), _MOST)]
 
     def _candidates(self, ctx: click.Context, incomplete: str) -> Iterator[str]:
         root = ctx.find_root()
@@ -116,13 +117,28 @@ class JobName(_Named):
         return (job.name for job in store.jobs())
 
 
+class TagName(_Named):
+    """A tag that somebody has given."""
+
+    def of(self, store: Store, incomplete: str) -> Iterable[str]:
+        return store.tags()
+
+
+class ConnectionName(_Named):
+    """The name of an object store."""
+
+    def of(self, store: Store, incomplete: str) -> Iterable[str]:
+        return (connection.name for connection in store.connections())
+
+
 class Reference(_Named):
-    """A REF: step by step, first the job, then its checkpoints."""
+    """A REF: tags and pushed checkpoints, and step by step, first the job, then its checkpoints."""
 
     def of(self, store: Store, incomplete: str) -> Iterable[str]:
         job, slash, _ = incomplete.partition("/")
         if slash:
             yield from self._names(store, job, versions="@" in incomplete)
+            yield from (one.name for one in store.checkpoints(""))  # a pushed one may have a "/" in its name
             return
         fitting = [one.name for one in store.jobs() if f"{one.name}:".startswith(incomplete.partition(":")[0])]
         yield from (f"{job}:{word}" for job in fitting for word in ("latest", "best"))
@@ -130,6 +146,8 @@ class Reference(_Named):
             yield from self._names(store, fitting[0], versions=False)
         else:
             yield from (f"{job}/" for job in fitting)
+        yield from store.tags()
+        yield from (one.name for one in store.checkpoints(""))
         if _ID_PART.fullmatch(incomplete):
             yield from (one for one in store.ids() if one.startswith(incomplete))
 
@@ -139,17 +157,23 @@ class Reference(_Named):
         return dict.fromkeys(f"{job}/{one.name}{f'@{one.ordinal}' if versions else ''}" for one in newest)
 
 
-def attach(command: click.Command) -> None:
-    """Let every JOB and REF of `command`, and of the commands in it, be completed."""
+def attach(command: click.Command, words: str = "") -> None:
+    """Let every JOB, REF and TAG of `command`, and of the commands in it, be completed, and object stores' names."""
     for param in command.params:
-        if param.type is not click.STRING:
-            continue
-        known = _KINDS.get((getattr(param, "metavar", None) or param.name or "").removesuffix("...").upper())
-        if known is not None:
-            param.type = known
+        if param.type is click.STRING:
+            param.type = _kind(param, words) or param.type
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            attach(inner)
+        for name, inner in command.commands.items():
+            attach(inner, f"{words} {name}".strip())
 
 
-_KINDS: dict[str, Any] = {"JOB": JobName(), "REF": Reference()}
+def _kind(param: click.Parameter, words: str) -> click.ParamType[Any] | None:
+    if param.name == "connection" or (words in _WITH_CONNECTION and isinstance(param, click.Argument)):
+        return ConnectionName()
+    shown = getattr(param, "metavar", None) or param.name or ""
+    kind = _KINDS.get(shown.removesuffix("...").upper())
+    return None if kind is None else kind()
+
+
+_WITH_CONNECTION = ("storage probe", "storage delete")
+_KINDS: dict[str, type[_Named]] = {"JOB": JobName, "REF": Reference, "TAG": TagName}

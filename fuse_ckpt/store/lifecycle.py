@@ -111,6 +111,10 @@ class Lifecycle(Revisions):
         """The checkpoint that has the tag."""
         return self._index.read(lambda records: records.tagged(tag))
 
+    def tags(self) -> list[str]:
+        """All tags, in order."""
+        return self._index.read(lambda records: records.tags())
+
     def pin(self, checkpoint: str, pinned: bool = True) -> Checkpoint:
         """Keep a checkpoint from being deleted by anybody, or no longer so. Errors: UnknownCheckpoint."""
 

@@ -82,6 +82,10 @@ class Records(Listings):
         found = self._get(Table.TAGS, tag.encode(errors="surrogateescape"), bytes) if tag else None
         return None if found is None else self.by_id(id_of(found))
 
+    def tags(self) -> list[str]:
+        """All tags, in order."""
+        return [key.decode(errors="surrogateescape") for key in self._keys(Table.TAGS, b"")]
+
     # changing them
 
     def add(self, manifest: Manifest, sealed: Iterable[tuple[InodeKey, str]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fuse_ckpt.model import Shape
+from fuse_ckpt.model import Connection, Provider, Shape
 from tests.cli.background import ROOT
 
 Complete = Callable[..., list[str]]
@@ -96,6 +96,28 @@ def test_a_reference_is_completed_step_by_step(bash: Complete) -> None:
         *["compopt -o nospace"] * 2,
         *["digits:latest", "digits:best", "other:latest", "other:best", "digits/", "other/"],
     ]
+
+
+def test_tags_pushed_checkpoints_and_object_stores_are_completed(bash: Complete, shelf: Any, tmp_path: Path) -> None:
+    found = shelf.put()
+    shelf.store.tag(found.id, "production")
+    shelf.put("base/model", job="")
+    shelf.store.add_connection(Connection("lake", Provider.FILE, 1, root=str(tmp_path)))
+    assert bash("fuse-ckpt checkpoint inspect p") == ["production"]
+    assert bash("fuse-ckpt checkpoint inspect b") == ["base/model"]
+    assert bash("fuse-ckpt checkpoint inspect base/") == ["base/model"]
+    assert bash("fuse-ckpt checkpoint list --tag ") == ["production"]
+    assert bash("fuse-ckpt checkpoint untag digits:latest ") == ["production"]
+    assert bash("fuse-ckpt checkpoint export production --storage-provider ") == ["lake"]
+    assert bash("fuse-ckpt storage probe ") == ["lake"]
+    assert bash("fuse-ckpt checkpoint push ") == [""]
+
+
+def test_of_very_many_jobs_those_that_fit_are_offered(bash: Complete, shelf: Any) -> None:
+    for number in range(250):
+        shelf.store.ensure_job(f"job-{number:03}", 1)
+    shelf.store.ensure_job("zebra", 1)
+    assert bash("fuse-ckpt training inspect z") == ["zebra"]
 
 
 def test_an_id_is_completed_by_its_beginning(bash: Complete, shelf: Any) -> None:

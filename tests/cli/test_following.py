@@ -158,6 +158,19 @@ def test_watch_tells_what_happens_until_a_signal_ends_it(shelf: Any, start: Star
     assert (watching.events, watching.err) == (told, "")
 
 
+def test_watch_tells_what_is_restored(shelf: Any, start: Start) -> None:
+    found = shelf.put()
+    watching = start("checkpoint", "watch", "digits")
+    watching.wait_until_it_looks()
+    shelf.put("other.pt")
+    watching.wait_for_events(1)
+    shelf.store.delete([found.id])
+    watching.wait_for_events(2)
+    shelf.store.restore(found.id)
+    told = watching.wait_for_events(3)
+    assert [(event["event"], event["id"]) for event in told[1:]] == [("deleted", found.id), ("restored", found.id)]
+
+
 def test_watch_loses_no_event_of_many(shelf: Any, start: Start) -> None:
     shelf.store.ensure_job("digits", 1)
     watching = start("checkpoint", "watch", "digits")
