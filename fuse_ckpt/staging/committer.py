@@ -203,7 +203,7 @@ class Committer:
             else:
                 await trio.to_thread.run_sync(sealed.discard)
         finally:
-            self._area.sealed.unhide(files)
+            self._area.sealed.unhide()
         return True
 
     def _is_still(self, draft: Draft, version: int) -> bool:

@@ -60,15 +60,16 @@ class Growth:
     def released(self, key: InodeKey, *, changed: bool, death: str | None = None, names: Iterable[str] = ()) -> None:
         """The last close of one open file description. `changed`: its bytes are not those before it was opened.
 
-        `death`: how its writer died, where only that closed it. `names`: all that are known of it where there are
-        several, since each may belong to another unit.
+        `death`: how its writer died, where only that closed it. `names`: all that it has, since each may belong to
+        another unit; the one that it was opened by may have gone.
         """
         file = self._open.released(key, changed=changed, death=death)
         if file is None:
             return
         if not file.counted and self.orphans.state(file) == file.left_as:
             changed = False  # what it is now was taken when it was given up
-        for path in {file.path, *names} if changed and file.path is not None else ():
+        paths = {*names} if file.path is None else {file.path, *names}
+        for path in paths if changed else ():
             unit = self._started_by(path)
             if unit is not None:
                 self._note_append(unit, in_place=not file.made)

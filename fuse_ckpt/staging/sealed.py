@@ -17,7 +17,7 @@ class SealedInodes:
     def __init__(self) -> None:
         self._blobs: set[InodeKey] = set()
         self._linked: Counter[InodeKey] = Counter()  # links in pending/
-        self._hidden: Counter[InodeKey] = Counter()  # about to be linked there
+        self._hidden: set[InodeKey] = set()  # about to be linked there
         # While a draft is sealed and committed its links come and go in a thread: the names that training sees are
         # counted instead.
         self._names: dict[InodeKey, int] = {}
@@ -40,19 +40,20 @@ class SealedInodes:
         self._touched.clear()
 
     def hide(self, files: Sequence[Found], look: Callable[[str], Found | None]) -> None:
-        """`files`, found since `looking`, are about to be linked in a thread, which nobody shall see."""
+        """`files`, found since `looking`, are about to be linked in a thread, which nobody shall see. One draft's at a
+        time."""
         for found in files:
             seen = look(found.path) if found.key in self._touched else found
             if found.kind is Kind.FILE and seen is not None and seen.key == found.key:
-                self._names.setdefault(found.key, seen.links - self.hidden_links(found.key, seen.links))
-                self._hidden[found.key] += 1
+                self._hidden.add(found.key)
+                if found.key not in self._names:
+                    self._names[found.key] = seen.links - (found.key in self._blobs)
 
-    def unhide(self, files: Iterable[Found]) -> None:
+    def unhide(self) -> None:
         """The end of `hide`, whatever came of it."""
-        for found in files:
-            if found.key in self._hidden:
-                self._hidden[found.key] -= 1
-                self._forget(found.key)
+        for key in self._hidden - self._linked.keys():
+            self._names.pop(key, None)
+        self._hidden.clear()
 
     def add(self, *drafts: Sealed) -> None:
         """The members of drafts that were just sealed, or of all those that an earlier mount left."""
@@ -68,9 +69,14 @@ class SealedInodes:
         """A draft is committed and its links are gone; `blobs`: which of its inodes are blobs now."""
         self._blobs.update(blobs)
         self._touched.update(sealed.keys)
-        self._linked.subtract(sealed.keys)
-        for key in set(sealed.keys):
-            self._forget(key)
+        for key in sealed.keys:
+            left = self._linked[key] - 1
+            if left > 0:
+                self._linked[key] = left
+                continue
+            self._linked.pop(key, None)
+            if key not in self._hidden:
+                self._names.pop(key, None)
 
     @property
     def blobs(self) -> list[InodeKey]:
@@ -90,11 +96,3 @@ class SealedInodes:
         self._touched.add(key)
         if key in self._names:
             self._names[key] += by
-
-    def _forget(self, key: InodeKey) -> None:
-        if self._linked[key] <= 0:
-            del self._linked[key]
-        if self._hidden[key] <= 0:
-            del self._hidden[key]
-        if key not in self._linked and key not in self._hidden:
-            self._names.pop(key, None)

@@ -130,8 +130,8 @@ class WorkFiles:
         if handle.writable:
             if not changed and inode.backing_id:
                 self._doubt(inode, status)
-            others = [self._tree.path(parent, name) for parent, name in inode.names] if len(inode.names) > 1 else []
-            self._area.released(inode.inode_key, changed=changed, death=handle.death, names=others)
+            names = [self._tree.path(*place) for place in self._all_names(inode, status)] if changed else ()
+            self._area.released(inode.inode_key, changed=changed, death=handle.death, names=names)
         self._tree.table.settle(inode)
 
     def _doubt(self, inode: WorkInode, status: os.stat_result) -> None:
@@ -234,7 +234,7 @@ class WorkFiles:
     def _replace(self, inode: WorkInode, fresh: str) -> None:
         status = os.stat(fresh)
         key = InodeKey(status.st_dev, status.st_ino)
-        names = self._all_names(inode)
+        names = self._all_names(inode, self._tree.status(inode))
         for number, (parent, name) in enumerate(names):
             times = os.fstat(parent.descriptor)
             spare = f"{fresh}.{number}"
@@ -263,9 +263,9 @@ class WorkFiles:
             for parent, name in list(inode.names):
                 self._area.about_to_lose(self._tree.path(parent, name), rewritten=True)
 
-    def _all_names(self, inode: WorkInode) -> list[tuple[WorkInode, bytes]]:
+    def _all_names(self, inode: WorkInode, status: os.stat_result) -> list[tuple[WorkInode, bytes]]:
         names = list(inode.names)
-        links = self._tree.status(inode).st_nlink
+        links = status.st_nlink
         if links - self._area.sealed.hidden_links(inode.inode_key, links) > len(names):
             self._tree.discover_names(inode)
             names = list(inode.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -368,3 +369,194 @@ def test_a_checkpoint_was_created_at_its_last_close(trainer: Trainer, tmp_path: 
     after = trainer.area.drafts[STEP].created_ns
     inspect_and_seal(trainer.area, STEP)
     assert 0 < before < after == trainer.area.queue[0].journal.created_ns
+
+
+# -- signs and states that few writers show ---------------------------------------------------------------------------
+
+
+def test_a_mark_beside_a_checkpoint_holds_it_until_it_goes(trainer: Trainer, clock: Clock) -> None:
+    trainer.mkdir("checkpoints")
+    trainer.save("checkpoints/step=10-last-unfinished", b"")
+    trainer.save("checkpoints/step=10-last.ckpt", torch_zip())
+    unit = Unit("checkpoints/step=10-last.ckpt", Shape.FLAT)
+    fault = trainer.area.inspect(unit)[1]
+    assert fault == "checkpoints/step=10-last-unfinished says that the save was not finished"
+    trainer.area.not_whole(trainer.area.drafts[unit])
+    clock.now += 100
+    assert trainer.due() == {}
+    trainer.remove("checkpoints/step=10-last-unfinished")
+    assert trainer.due() == {"checkpoints/step=10-last.ckpt": 0.2}
+    assert trainer.area.inspect(unit)[1] is None
+
+
+def test_a_directory_whose_mark_goes_is_due_as_after_a_marker(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoints")
+    trainer.save("checkpoints/step=10-unfinished", b"")
+    trainer.mkdir("checkpoints/step=10")
+    trainer.save("checkpoints/step=10/weights")
+    assert trainer.due() == {"checkpoints/step=10": 5}
+    trainer.remove("checkpoints/step=10-unfinished")
+    assert trainer.due() == {"checkpoints/step=10": 1}
+    trainer.save("checkpoints/step=10/more")
+    assert trainer.due() == {"checkpoints/step=10": 5}
+
+
+def test_megatrons_pointer_names_an_iteration_by_its_number(trainer: Trainer) -> None:
+    trainer.mkdir("iter_0000010")
+    trainer.save("iter_0000010/a")
+    trainer.save("iter_0000010/b", task=OTHER)
+    trainer.save("latest_checkpointed_iteration.txt", b"9", task=UNSEEN)
+    assert trainer.due() == {"iter_0000010": 30}
+    trainer.rewrite("latest_checkpointed_iteration.txt", b"10")
+    assert trainer.due() == {"iter_0000010": 5}
+
+
+def test_a_file_that_is_changed_in_place_again_and_again_is_looked_at_less_often(
+    trainer: Trainer, clock: Clock
+) -> None:
+    def append() -> None:
+        path = trainer.work / "metrics.pkl"
+        key = key_of(path)
+        trainer.area.opened("metrics.pkl", key, ME, changed=False)
+        path.write_bytes(path.read_bytes() + b"more")
+        trainer.area.released(key, changed=True)
+
+    trainer.save("metrics.pkl")
+    for _ in range(2):  # DeepSpeed's writer appends twice to what it has written
+        append()
+        assert trainer.due() == {"metrics.pkl": 0.2}
+    append()
+    assert trainer.due() == {"metrics.pkl": 30}
+    trainer.area.exited(ME)
+    assert trainer.due() == {"metrics.pkl": 0}
+    trainer.rewrite("metrics.pkl", b"anew")
+    assert trainer.due() == {"metrics.pkl": 0.2}
+
+
+def test_a_unit_that_is_written_for_hours_without_pause_waits_and_takes_no_memory(
+    trainer: Trainer, clock: Clock
+) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.save("checkpoint-1/first")
+    draft = trainer.area.drafts[STEP]
+    path = trainer.work / "checkpoint-1" / "first"
+    for _ in range(3000):
+        clock.now += 4
+        trainer.area.opened("checkpoint-1/first", key_of(path), ME, changed=True)
+        trainer.area.exited(ME)  # a process each, as from a shell's loop
+        trainer.area.released(key_of(path), changed=True)
+        trainer.area.exited(ME)
+        trainer.area.opened("checkpoint-1/first", key_of(path), OTHER, changed=True)
+        trainer.area.released(key_of(path), changed=True)
+        assert trainer.due() == {"checkpoint-1": 30}
+    assert (draft.writers, draft.exited) == ({OTHER}, 2)
+    assert trainer.area.orphans.next_look() < math.inf
+    assert give_up(trainer, clock, 60) == []
+    assert trainer.area.orphans.next_look() == math.inf
+    trainer.area.exited(OTHER)
+    assert set(trainer.due()) == {"checkpoint-1"}
+
+
+def test_a_pointer_that_is_being_written_is_not_sealed_under_its_writers_hands(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.start("latest", b"")
+    inspect_and_seal(trainer.area, STEP)
+    assert trainer.area.queue[0].keys == [key_of(trainer.work / "checkpoint-1" / "weights")]
+    assert key_of(trainer.work / "latest") not in trainer.area.sealed
+    trainer.close("latest")
+
+
+def test_torchtunes_sibling_is_a_companion_of_each_epoch(trainer: Trainer) -> None:
+    trainer.mkdir("epoch_0")
+    trainer.mkdir("recipe_state")
+    trainer.save("epoch_0/model.bin")
+    trainer.save("recipe_state/recipe_state.pt", torch_zip())
+    inspect_and_seal(trainer.area, Unit("epoch_0", Shape.DIRECTORY))
+    (sealed,) = trainer.area.queue
+    assert [one.path for one in sealed.journal.files if one.companion] == ["recipe_state/recipe_state.pt"]
+    assert Unit("recipe_state", Shape.DIRECTORY) in trainer.area.drafts
+
+
+# -- files that a child has inherited ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def orphan(trainer: Trainer) -> Trainer:
+    """A file that its opener left open: a child of it, that knows nothing of it, holds the descriptor."""
+    trainer.start("a.pt", torch_zip(), task=OTHER)
+    trainer.area.exited(OTHER, None)
+    return trainer
+
+
+def give_up(trainer: Trainer, clock: Clock, seconds: float) -> list[str | None]:
+    """Let time pass as the committer does; the files that count as closed by then."""
+    given_up = []
+    end = clock.now + seconds
+    while clock.now < end:
+        clock.now = min(end, max(clock.now, trainer.area.orphans.next_look()))
+        for file in list(trainer.area.orphans.idle(clock.now)):
+            trainer.area.left_open(file)
+            given_up.append(file.path)
+    return given_up
+
+
+def test_a_file_whose_opener_has_gone_counts_as_closed_after_ten_idle_minutes(orphan: Trainer, clock: Clock) -> None:
+    assert orphan.due() == {}
+    assert give_up(orphan, clock, 590) == []
+    assert orphan.due() == {}
+    assert give_up(orphan, clock, 20) == ["a.pt"]
+    assert set(orphan.due()) == {"a.pt"}
+    assert orphan.area.orphans.next_look() == math.inf
+
+
+def test_a_write_begins_the_ten_minutes_anew(orphan: Trainer, clock: Clock) -> None:
+    give_up(orphan, clock, 500)
+    os.utime(orphan.work / "a.pt", (5, 5))
+    assert give_up(orphan, clock, 500) == []
+    assert give_up(orphan, clock, 200) == ["a.pt"]
+
+
+def test_what_may_still_be_written_is_copied_not_linked(orphan: Trainer, clock: Clock) -> None:
+    give_up(orphan, clock, 700)
+    unit = Unit("a.pt", Shape.FLAT)
+    key = key_of(orphan.work / "a.pt")
+    assert inspect_and_seal(orphan.area, unit)
+    (sealed,) = orphan.area.queue
+    assert sealed.keys != [key]
+    assert sealed.source(sealed.journal.files[0]).read_bytes() == torch_zip()
+    assert key not in orphan.area.sealed
+    links = (orphan.work / "a.pt").stat().st_nlink
+    assert (links, orphan.area.sealed.hidden_links(key, links)) == (1, 0)
+    orphan.close("a.pt")
+    assert orphan.area.drafts == {}, "nothing was written since"
+
+
+def test_what_is_written_after_all_is_a_version(orphan: Trainer, clock: Clock) -> None:
+    give_up(orphan, clock, 700)
+    inspect_and_seal(orphan.area, Unit("a.pt", Shape.FLAT))
+    with open(orphan.work / "a.pt", "ab") as file:
+        file.write(b"more")
+    orphan.close("a.pt")
+    assert {unit.name for unit in orphan.area.drafts} == {"a.pt"}
+
+
+def test_an_opener_that_was_killed_makes_it_failed(trainer: Trainer, clock: Clock) -> None:
+    trainer.start("raw.bin", b"half", task=OTHER)
+    trainer.area.exited(OTHER, "its writer was killed by signal 9")
+    give_up(trainer, clock, 700)
+    fault = trainer.area.inspect(Unit("raw.bin", Shape.FLAT))[1]
+    assert fault == "raw.bin was not closed by its program: its writer was killed by signal 9"
+
+
+def test_a_file_that_is_opened_again_counts_as_open(orphan: Trainer, clock: Clock) -> None:
+    give_up(orphan, clock, 700)
+    orphan.area.opened("a.pt", key_of(orphan.work / "a.pt"), ME, changed=False)
+    assert orphan.due() == {}
+
+
+def test_one_of_two_openers_that_lives_is_waited_for(trainer: Trainer, clock: Clock) -> None:
+    trainer.start("a.pt", torch_zip(), task=OTHER)
+    trainer.area.opened("a.pt", key_of(trainer.work / "a.pt"), ME, changed=False)
+    trainer.area.exited(OTHER)
+    assert give_up(trainer, clock, 700) == []
+    assert trainer.due() == {}
