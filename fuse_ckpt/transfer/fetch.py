@@ -147,8 +147,9 @@ def _write_all(
     present: set[str] = set()
 
     def look(entry: Entry) -> None:
-        if _is_right(root_fd, entry, stop.between(advance)):
+        if _is_right(root_fd, entry, stop.between(copying.ignore)):
             present.add(entry.path)
+            advance(entry.size)
 
     def write(entry: Entry) -> None:
         _write_file(store, entry, root_fd, stop.between(advance))
@@ -166,15 +167,15 @@ def _size_of(entry: Entry) -> int:
     return entry.size
 
 
-def _is_right(root_fd: int, entry: Entry, advance: copying.Advance) -> bool:
+def _is_right(root_fd: int, entry: Entry, looked: copying.Advance) -> bool:
     """Whether an earlier fetch has written this file, whole and right; a wrong one is removed."""
     with tree.file_at(root_fd, entry.path) as fd:
         if fd is None:
             return False
         status = os.fstat(fd)
-        if status.st_nlink == 1 and status.st_size == entry.size and copying.digest_of(fd) == entry.digest:
+        same = status.st_nlink == 1 and status.st_size == entry.size
+        if same and copying.digest_of(fd, looked) == entry.digest:
             tree.restore(fd, entry, 0o400)
-            advance(entry.size)
             return True
     with tree.parent(root_fd, entry.path) as (above, name):
         os.unlink(name, dir_fd=above)
