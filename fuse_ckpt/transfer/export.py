@@ -21,8 +21,7 @@ from fuse_ckpt.transfer.names import MANIFEST, MARKER, Place
 from fuse_ckpt.transfer.planning import Planned
 from fuse_ckpt.transfer.remote import Found, Remote
 
-LARGE = 16 << 20  # bytes; such a file is sent in parts, and alone: all the parts at once are its own
-SMALL_LANES = 8  # files below LARGE at once
+LANES = lanes.Counts(large=1, small=8)  # a large one is sent in parts, and all the parts at once are its own
 
 
 class Exported(Struct, frozen=True):
@@ -181,10 +180,7 @@ class _Run:
         return right
 
     def _each(self, objects: Sequence[Planned], work: Callable[[Planned], None]) -> None:
-        large = [one for one in objects if one.file.size >= LARGE]
-        small = [one for one in objects if one.file.size < LARGE]
-        lanes.run(1, large, work, self._stop)
-        lanes.run(min(SMALL_LANES, len(small)), small, work, self._stop)
+        lanes.run_by_size(LANES, objects, lambda one: one.file.size, work, self._stop)
 
     def _send(self, one: Planned) -> None:
         self._remote.upload(one.key, one.file.size, lambda count: self._bytes_of(one.file, count))

@@ -21,9 +21,12 @@ from msgspec import Struct
 from fuse_ckpt.errors import Busy, CorruptBlob, FuseCkptError, UsageError
 from fuse_ckpt.model import Checkpoint, Entry, Kind
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import copying, places, selection, tree
+from fuse_ckpt.transfer import copying, lanes, places, selection, tree
 
 _NAME_KEPT = 200  # bytes of the destination's name in its partial's name: with ".partial-<id>" it stays below NAME_MAX
+
+
+LANES = lanes.Counts(large=2, small=2)  # the disk has no use for more, and hashing has for a second core
 
 
 class Fetched(Struct, frozen=True):
@@ -140,25 +143,39 @@ def _write_all(
     above = {path for entry in entries for path in selection.parents(entry.path)}
     tree.prune(root_fd, files, above | {entry.path for entry in entries if entry.kind is Kind.DIRECTORY})
     advance = copying.counter(selection.total_size(entries), progress)
-    present = {path for path in sorted(files) if _is_right(root_fd, files[path], advance)}
-    missing = [files[path] for path in sorted(files) if path not in present]
+    stop = lanes.Stop()
+    present: set[str] = set()
+
+    def look(entry: Entry) -> None:
+        if _is_right(root_fd, entry, stop.between(copying.ignore)):
+            present.add(entry.path)
+            advance(entry.size)
+
+    def write(entry: Entry) -> None:
+        _write_file(store, entry, root_fd, stop.between(advance))
+
+    lanes.run_by_size(LANES, list(files.values()), _size_of, look, stop)
+    missing = [entry for path, entry in files.items() if path not in present]
     _check_room(store, missing, partial)
-    for entry in missing:
-        _write_file(store, entry, root_fd, advance)
+    lanes.run_by_size(LANES, missing, _size_of, write, stop)
     _write_names(entries, root_fd)
     tree.sync(root_fd, {*files, *above})
     return len(present)
 
 
-def _is_right(root_fd: int, entry: Entry, advance: copying.Advance) -> bool:
+def _size_of(entry: Entry) -> int:
+    return entry.size
+
+
+def _is_right(root_fd: int, entry: Entry, looked: copying.Advance) -> bool:
     """Whether an earlier fetch has written this file, whole and right; a wrong one is removed."""
     with tree.file_at(root_fd, entry.path) as fd:
         if fd is None:
             return False
         status = os.fstat(fd)
-        if status.st_nlink == 1 and status.st_size == entry.size and copying.digest_of(fd) == entry.digest:
+        same = status.st_nlink == 1 and status.st_size == entry.size
+        if same and copying.digest_of(fd, looked) == entry.digest:
             tree.restore(fd, entry, 0o400)
-            advance(entry.size)
             return True
     with tree.parent(root_fd, entry.path) as (above, name):
         os.unlink(name, dir_fd=above)

@@ -23,6 +23,8 @@ class RemoteSource:
     export that is not finished; a name that no directory could hold), StorageFailed.
     """
 
+    lanes = lanes.Counts(large=1, small=8)  # a large one is read in parts, some of them ahead
+
     def __init__(self, remote: Remote, place: Place) -> None:
         self._remote = remote
         self._place = place

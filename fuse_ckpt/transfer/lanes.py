@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Event, Lock, Thread
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+LARGE = 16 << 20  # bytes; what is larger is worked on by few at once, for each has much under way by itself
 GRACE = 10.0  # seconds that Ctrl-C waits for requests that are under way; then they are left behind
 
 
@@ -31,6 +32,15 @@ class Stop:
         """Errors: Stopped."""
         if self._event.is_set():
             raise Stopped
+
+    def between(self, advance: Callable[[int], None]) -> Callable[[int], None]:
+        """`advance`, which is called between two steps, and before it a check."""
+
+        def checked(count: int) -> None:
+            self.check()
+            advance(count)
+
+        return checked
 
 
 def run(count: int, items: Iterable[T], work: Callable[[T], None], stop: Stop) -> None:
@@ -67,6 +77,23 @@ def run(count: int, items: Iterable[T], work: Callable[[T], None], stop: Stop) -
         raise
     if errors:
         raise errors[0]
+
+
+class Counts(NamedTuple):
+    """How many items of LARGE bytes or more are worked on at once, and how many smaller ones."""
+
+    large: int
+    small: int
+
+
+def run_by_size(
+    counts: Counts, items: Sequence[T], size_of: Callable[[T], int], work: Callable[[T], None], stop: Stop
+) -> None:
+    """As `run`, first for the large items, the largest first, then for the small ones."""
+    large = sorted((item for item in items if size_of(item) >= LARGE), key=size_of, reverse=True)
+    small = [item for item in items if size_of(item) < LARGE]
+    run(min(counts.large, len(large)), large, work, stop)
+    run(min(counts.small, len(small)), small, work, stop)
 
 
 def ahead(count: int, items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:

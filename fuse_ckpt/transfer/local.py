@@ -11,7 +11,9 @@ from pathlib import Path
 
 from fuse_ckpt.errors import FuseCkptError, NotFound, UsageError
 from fuse_ckpt.model import Entry, Kind, Origin, Shape
-from fuse_ckpt.transfer import copying, places, tree
+from fuse_ckpt.transfer import copying, lanes, places, tree
+
+LANES = lanes.Counts(large=2, small=2)  # the disk has no use for more, and hashing has for a second core
 
 
 class LocalSource:
@@ -19,6 +21,8 @@ class LocalSource:
 
     Errors: NotFound, UsageError (holds a device, a socket, a symlink that leads out; or the store).
     """
+
+    lanes = LANES
 
     def __init__(self, path: Path, store: Path, *, follow: bool = False) -> None:
         self.path = path

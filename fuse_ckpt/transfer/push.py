@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -23,7 +24,7 @@ from fuse_ckpt import metadata
 from fuse_ckpt.errors import Busy, Corrupt, FuseCkptError, InvalidName, StorageFailed
 from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Origin, Shape, Unit
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import copying, names, places, selection, tree
+from fuse_ckpt.transfer import copying, lanes, names, places, selection, tree
 
 SPOOL_KEPT = 7 * 86_400.0  # seconds that what an interrupted push left is kept for the next one
 
@@ -31,6 +32,8 @@ SPOOL_KEPT = 7 * 86_400.0  # seconds that what an interrupted push left is kept 
 class Source(Protocol):
     """What can be pushed: entries (their digests "" where they are not known), and a way to read the files."""
 
+    @property
+    def lanes(self) -> lanes.Counts: ...
     @property
     def entries(self) -> Sequence[Entry]: ...
     @property
@@ -128,8 +131,9 @@ def _fill(source: Source, spool: Path, spool_fd: int, progress: copying.Progress
     advance = copying.counter(selection.total_size(source.entries), progress)
     missing = [entry for entry in files.values() if not _is_there(spool_fd, entry, advance)]
     places.check_room(spool.parent, selection.total_size(missing), lambda fd: source.shares(_largest(missing), fd))
-    for entry in missing:
-        _take(source, entry, spool_fd, advance)
+    stop = lanes.Stop()
+    take = partial(_take, source, spool_fd, stop.between(advance))
+    lanes.run_by_size(source.lanes, missing, lambda entry: entry.size, take, stop)
     for entry in source.entries:
         if entry.kind is Kind.SYMLINK:
             with tree.parent(spool_fd, entry.path, create=True) as (above, name):
@@ -155,7 +159,7 @@ def _is_there(spool_fd: int, entry: Entry, advance: copying.Advance) -> bool:
     return False
 
 
-def _take(source: Source, entry: Entry, spool_fd: int, advance: copying.Advance) -> None:
+def _take(source: Source, spool_fd: int, advance: copying.Advance, entry: Entry) -> None:
     with tree.parent(spool_fd, entry.path, create=True) as (above, name):
         target = os.open(name, tree.CREATE, 0o400, dir_fd=above)
         try:

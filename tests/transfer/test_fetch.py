@@ -294,7 +294,7 @@ def test_progress_counts_the_bytes_that_are_taken(store: Store, out: Path) -> No
     seen: list[tuple[int, int]] = []
     checkpoint = publish(store, [file(store, "a", b"x" * 10), file(store, "b", b"y" * 5), file(store, "c", b"z")])
     fetch(store, checkpoint, out, include=["a", "b"], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(10, 15), (15, 15)]
+    assert seen in ([(10, 15), (15, 15)], [(5, 15), (15, 15)])  # two files are copied at once
 
 
 def test_the_longest_destination_name_works(store: Store, out: Path) -> None:

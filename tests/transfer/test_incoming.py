@@ -163,7 +163,10 @@ def test_a_push_whose_server_dies_is_gone_on_with(store: Store, save: Save, seaw
     faulty.decide = lambda method, path, count: None
     faulty.restart()
     push(store, "back", RemoteSource(seaweed.remote(endpoint=faulty.endpoint), where))
-    assert sorted(path[-5:] for method, path in faulty.seen if path.endswith(".bin")) == ["3.bin", "4.bin"]
+    # Several are read at once: which of the others had come depends on who was first.
+    read = [path[-5:] for method, path in faulty.seen if path.endswith(".bin")]
+    assert "3.bin" in read
+    assert len(read) == len(set(read)) < 5
     assert os.listdir(store.layout.incoming) == []
 
 
