@@ -31,56 +31,12 @@ class Program:
 
 # The file system class of stress-ng, without what uses no file in the directory (binderfs, eventfd, ioprio, procfs),
 # what needs a filesystem that is its own (bind-mount, verity), and what watches the whole machine (fanotify).
-_STRESSORS = [
-    "access",
-    "chattr",
-    "chdir",
-    "chmod",
-    "chown",
-    "copy-file",
-    "dentry",
-    "dir",
-    "dirdeep",
-    "dirmany",
-    "dnotify",
-    "dup",
-    "fallocate",
-    "fcntl",
-    "fiemap",
-    "file-ioctl",
-    "filename",
-    "flock",
-    "fpunch",
-    "fsize",
-    "fstat",
-    "getdent",
-    "handle",
-    "hdd",
-    "inode-flags",
-    "inotify",
-    "io",
-    "iomix",
-    "lease",
-    "link",
-    "locka",
-    "lockf",
-    "lockofd",
-    "mknod",
-    "open",
-    "rename",
-    "symlink",
-    "sync-file",
-    "touch",
-    "utime",
-    "xattr",
-    "aio",
-    "mmap",
-    "msync",
-    "readahead",
-    "revio",
-    "seek",
-    "sendfile",
-]
+_STRESSORS = (
+    "access chattr chdir chmod chown copy-file dentry dir dirdeep dirmany dnotify dup fallocate fcntl fiemap "
+    "file-ioctl filename flock fpunch fsize fstat getdent handle hdd inode-flags inotify io iomix lease link "
+    "locka lockf lockofd mknod open rename symlink sync-file touch utime xattr aio mmap msync readahead revio "
+    "seek sendfile "
+)
 _QUICK = {"hdd", "rename", "iomix", "fallocate", "xattr", "mmap"}
 _SMALL = {
     "copy-file": "--copy-file-bytes 128m",
@@ -146,7 +102,7 @@ def programs(*, seconds: float = 1.0) -> list[Program]:
             40.0,
             name in _QUICK,
         )
-        for name in _STRESSORS
+        for name in _STRESSORS.split()
     ]
     found += [Program(f"fio {n}", "fio", _FIO + how, quick=n in _QUICK_PATTERNS) for n, how in _PATTERNS.items()]
     return [*found, *_OTHERS]
