@@ -1,8 +1,8 @@
 """A process that dies at any step: each change of the file system that Python makes, and each named fault point.
 
-By an audit hook (sys.addaudithook), which runs before the call and may raise: what it raises is no `Exception`, and from
-then on every further step raises too, so whatever runs while the stack unwinds changes nothing more. That is what a kill
-leaves behind, at the price of a function call.
+By an audit hook (sys.addaudithook), which runs before the call and may raise: what it raises is no `Exception`, and
+from then on every further step raises too, so whatever runs while the stack unwinds changes nothing more. That is what
+a kill leaves behind, at the price of a function call.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _installed: list[bool] = []
 
 @contextmanager
 def life(dies_at: int = 0) -> Iterator[Life]:
-    """Count the steps taken in the block; the `dies_at`-th (from 1) and all later ones raise Crash before they happen."""
+    """Count the steps taken in the block; the `dies_at`-th (from 1) and all later ones raise Crash instead."""
     if not _installed:
         sys.addaudithook(_audit)  # for ever: it cannot be taken away, and costs nothing while no life is counted
         _installed.append(True)

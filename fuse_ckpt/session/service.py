@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from fuse_ckpt.errors import FuseCkptError, MountFailed, StillBound
+from fuse_ckpt.faults import fault
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
@@ -68,6 +69,7 @@ class Service:
 
     async def run(self, ready: Ready) -> None:
         self._verdict = choose_data_path(self._options.data_path, self._store.layout.mounts)
+        fault("mount:attach")
         attached = mount.attach(
             self.mountpoint,
             self._source(),
@@ -76,6 +78,7 @@ class Service:
             depth=self._verdict.depth,
             relayed=can_relay() or self._verdict.depth > 0,
         )
+        fault("mount:serve")
         self._wire = Wire(self._filesystem, attached)
         async with trio.open_nursery() as nursery:
             if self._committer is not None and self._options.job is not None:
@@ -89,7 +92,9 @@ class Service:
             self._gone.set()
             if not self._wire.stopped:
                 self._filesystem.release_all()
+            fault("unmount:drain")
             await self._drain()
+            fault("unmount:done")
             nursery.cancel_scope.cancel()
         self._wire.close()
 
@@ -101,7 +106,9 @@ class Service:
         mount.check_mountpoint(self.mountpoint)
         lock.note(str(self.mountpoint))
         store.ensure_job(job, time.time_ns())
+        fault("mount:recover")
         store.recover()
+        fault("mount:adopt")
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent))
         for left_over in store.layout.job(job).glob("break-*"):
@@ -161,6 +168,7 @@ class Service:
 
     async def _unmount(self, *, lazy: bool) -> control.Answer:
         """Unmount; what is pending is committed once the last user has gone, for until then it may still be written."""
+        fault("unmount:detach")
         try:
             mount.detach(self.mountpoint, lazy=lazy)
         except StillBound as exc:
