@@ -123,9 +123,9 @@ def test_killed_while_it_takes_up_what_a_kill_left(job: Mount, monkeypatch: pyte
     for at in ("seal:done@1", "adopt:link@2", "publish:done@1"):
         try:
             mount_to_be_killed(job, monkeypatch, at)
-            has_died(job)
-        except AssertionError as early:  # before it was ready
-            assert "ended with -9" in str(early)
+        except AssertionError:  # it died before it was ready
+            continue
+        has_died(job)
     assert_everything_is_there(job)
 
 
