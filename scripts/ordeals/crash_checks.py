@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from fuse_ckpt.model import Manifest, State
@@ -36,6 +37,15 @@ class Checks:
         self._logs.append(log)
         return log
 
+    @property
+    def known(self) -> dict[str, Manifest]:
+        """What was acknowledged, by id."""
+        return dict(self._known)
+
+    def remember(self, manifests: Iterable[Manifest]) -> None:
+        """These were acknowledged, in an earlier life."""
+        self._known |= {one.checkpoint.id: one for one in manifests}
+
     def note_listed(self) -> None:
         """Whatever is listed as available from now on counts as acknowledged."""
         with Store.open(self._root) as store:
@@ -49,6 +59,10 @@ class Checks:
         chosen = alive[: max(0, len(alive) - keep)] + (chance.sample(alive, 1) if len(alive) > 3 else [])
         self.deleted.update(chosen)
         return list(dict.fromkeys(chosen))
+
+    def delete(self, checkpoints: list[str]) -> None:
+        """Delete some now, and empty the bin where the program can."""
+        fuse_ckpt(self._root, "checkpoint", "delete", "--yes", *checkpoints)
 
     def after_a_mount(self, *, power: bool = True) -> None:
         """The job is mounted again and nobody writes: everything is there, and nothing is left over.
