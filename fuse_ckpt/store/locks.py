@@ -5,8 +5,10 @@ Each Lock has an open file description of its own, so two threads of a process e
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -99,7 +101,7 @@ def read_note(path: Path) -> str:
 def _wait(path: Path, how: int) -> int:
     """Open and lock `path`, again where its file was unlinked meanwhile: a lock on a nameless file excludes nobody."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = _open(path)
         try:
             fcntl.flock(fd, how)
             if _names(path, fd):
@@ -110,8 +112,21 @@ def _wait(path: Path, how: int) -> int:
         os.close(fd)
 
 
+def _open(path: Path) -> int:
+    """The file of a lock. On a disk that is read-only, where no new one can be made, their directory stands for it."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
 def _names(path: Path, fd: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
-        return False
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
