@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
+
+from blake3 import blake3
 
 from fuse_ckpt.model import Manifest, State
 from fuse_ckpt.store import Store
@@ -141,15 +142,12 @@ class Checks:
             for line in log.read_text().splitlines():
                 word, path, *digest = line.split(" ")
                 if word in ("begin", "done", "gone"):
-                    expected[path] = {"begin": None, "gone": ""}.get(word, digest[0] if digest else "")
-        for name, digest in expected.items():
-            path = Path(name)
-            if digest is None:
-                continue
+                    expected[path] = None if word == "begin" else "".join(digest)
+        for place, left in ((Path(name), left) for name, left in expected.items() if left is not None):
             self.files_checked += 1
-            found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-            if found != digest:
-                self._problems.append(f"{path.name} is not in the working tree as its writer left it")
+            found = blake3(place.read_bytes()).hexdigest() if place.exists() else ""
+            if found != left:
+                self._problems.append(f"{place.name} is not in the working tree as its writer left it")
 
 
 def _is_readable(journal: Path) -> bool:

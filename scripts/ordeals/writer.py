@@ -1,8 +1,8 @@
 """A writer of checkpoints that prove themselves: `python -m scripts.ordeals.writer HABIT DIRECTORY NAME SEED [COUNT]`.
 
 Each file is a whole safetensors file whose header holds the digest of its data, so whoever reads it can tell whether it
-is what somebody wrote. Before it touches a path it prints `begin PATH`, and after the close `done PATH DIGEST` (of the
-whole file), or `gone PATH`: what lies between the two is nobody's promise.
+is what somebody wrote. Before it touches a path it prints `begin PATH`, and after the close `done PATH DIGEST` (the
+store's own, of the whole file), or `gone PATH`: what lies between the two is nobody's promise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from blake3 import blake3
 
 LARGEST = 300_000  # bytes of a file's data
 KEPT = 2  # checkpoints that the rotating habit leaves
@@ -59,7 +61,7 @@ class Writer:
             _say("begin", state)
             text = json.dumps({"global_step": number, "log_history": []}).encode()
             state.write_bytes(text)
-            _say("done", state, hashlib.sha256(text).hexdigest())
+            _say("done", state, blake3(text).hexdigest())
             kept.append(directory)
             while len(kept) > KEPT:
                 self._remove(kept.pop(0))
@@ -129,7 +131,7 @@ def _write(path: Path, chance: random.Random) -> str:
     with open(path, "wb", buffering=0) as out:
         while view:
             view = view[out.write(view[: 1 << 16]) :]
-    return hashlib.sha256(file).hexdigest()
+    return blake3(file).hexdigest()
 
 
 def _say(*words: object) -> None:
