@@ -13,6 +13,7 @@ from click.exceptions import NoArgsIsHelpError
 from fuse_ckpt.cli import formats
 from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.doctor import doctor
+from fuse_ckpt.cli.indexing import index
 from fuse_ckpt.cli.mounting import browse, mount, stats, umount
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.cli.training import training
@@ -43,7 +44,7 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="fuse-ckpt: %(message)s")
 
 
-for _command in (training, checkpoint, mount, umount, browse, stats, doctor):
+for _command in (training, checkpoint, mount, umount, browse, stats, doctor, index):
     program.add_command(_command)
 
 

@@ -23,6 +23,7 @@ from fuse_ckpt.errors import CorruptRecord, StoreUnusable
 
 from . import locks
 from .format import is_read_only, read_only
+from .index_file import make_long_enough
 from .records import Records, Table
 
 T = TypeVar("T")
@@ -114,7 +115,10 @@ class Index:
             self._open_locked()
 
     def _open_locked(self) -> None:
-        self._read_only = is_read_only(self._directory / "data.mdb")
+        data = self._directory / "data.mdb"
+        self._read_only = is_read_only(data)
+        if not self._read_only:
+            make_long_enough(data)
         try:
             self._env = lmdb.open(
                 str(self._directory), map_size=self._map_size, max_dbs=len(Table), mode=0o600, lock=False,
