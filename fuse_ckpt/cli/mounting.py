@@ -19,6 +19,13 @@ data_path_option = click.option(
     envvar="FUSE_CKPT_DATA_PATH",
     help="Who moves the data: the kernel, if it can; or one of them alone.",
 )
+durability_option = click.option(
+    "--durability",
+    type=click.Choice(["commit", "close"]),
+    default="commit",
+    show_default=True,
+    help="From when on a save survives a power cut: once it is listed, or once its close has returned.",
+)
 _DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, and is to be unmounted
 
 
@@ -36,6 +43,7 @@ _DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, 
     "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
 )
 @data_path_option
+@durability_option
 @click.pass_obj
 def mount(
     settings: Settings,

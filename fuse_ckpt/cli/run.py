@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fuse_ckpt.cli import access, formats, listing
-from fuse_ckpt.cli.mounting import data_path_option
+from fuse_ckpt.cli.mounting import data_path_option, durability_option
 from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import FuseCkptError, NotStarted, UsageError
 
@@ -111,6 +111,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
     "--quiet-period", type=click.FloatRange(min=0), metavar="S", help="Seconds without writes before a commit."
 )
 @data_path_option
+@durability_option
 @_platform_flags
 @click.pass_context
 def run(

@@ -121,8 +121,9 @@ class Service:
         self._committer = Committer(self._area, store, job)
         recover(self._area, store, job, pending)
         return job_filesystem(
-            store, job, root_fd, self._area, forget_name, show=options.show_checkpoints, also=options.parent
-        )
+            store, job, root_fd, self._area, forget_name, show=options.show_checkpoints, also=options.parent,
+            durable=options.durability == "close",
+        )  # fmt: skip
 
     def _browse(self) -> Filesystem:
         mount.check_mountpoint(self.mountpoint)
@@ -250,5 +251,6 @@ def _own_mountpoint(store: Store, job: str) -> Path:
     """The job's own place in the store, the same for every run: trainers keep absolute paths."""
     mountpoint = store.layout.output_mount(job)
     if mount.mount_at(mountpoint) is None:
-        mountpoint.mkdir(parents=True, exist_ok=True)
+        for directory in (mountpoint.parent, mountpoint):  # `parents` would leave the mode to the umask, of which
+            directory.mkdir(0o700, exist_ok=True)  # a daemon has none
     return mountpoint

@@ -23,15 +23,17 @@ def job_filesystem(
     *,
     show: bool = False,
     also: str | None = None,
+    durable: bool = False,
 ) -> Filesystem:
     """A job's output directory with its checkpoints, and `also` one of another job, its input.
 
-    `forget_name(node id, name)` makes the kernel look a name up again; `show` lists `.checkpoints` in the root.
+    `forget_name(node id, name)` makes the kernel look a name up again; `show` lists `.checkpoints` in the root;
+    with `durable` a close waits for the disk.
     `root_fd` stays the caller's.
     """
     table = InodeTable()
     output = OutputTree(table, root_fd, area, forget_name)
-    files = WorkFiles(output, str(store.layout.job(job)), forget_name)
+    files = WorkFiles(output, str(store.layout.job(job)), forget_name, durable)
     views = Views(table, store, os.geteuid(), os.getegid(), also)
     return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
 
