@@ -43,7 +43,9 @@ def test_a_store_is_its_owner_s_alone_whatever_the_umask(desk: Desk, umask: int)
     """Directories 0700, our own files 0600; a blob is the program's own inode and keeps its mode."""
     before = os.umask(umask)
     try:
-        command = python("(out / 'm.bin').write_bytes(b'w'); (out / 'step_1').mkdir(); (out / 'step_1/w.bin').touch()")
+        command = python(
+            "(out / 'm.bin').write_bytes(b'w'); (out / 'step_1').mkdir(); (out / 'step_1/w.bin').write_bytes(b'v')"
+        )
         done = desk.run("job", command=command)
         assert done.returncode == 0, done.stderr
         started = desk.start("job", "--restart", command=python("print('there'); sys.stdin.readline()"))
