@@ -4,21 +4,35 @@
     ├── UsageError               2  the request cannot be understood or makes no sense
     │   ├── InvalidJobName
     │   ├── InvalidReference
+    │   ├── InvalidTag
+    │   ├── InvalidPolicy
+    │   ├── InvalidName
     │   └── InvalidMountPoint
     ├── NotFound                 3
     │   ├── UnknownCheckpoint
+    │   ├── UnknownConnection
+    │   ├── UnknownFile
     │   └── UnknownJob
     ├── Corrupt                  4  stored bytes are not what was stored
     │   ├── CorruptRecord
     │   └── CorruptBlob
-    ├── Busy                     5  leased, locked, mounted, still bound
+    ├── Busy                     5  leased, pinned, locked, mounted, still bound
     │   ├── JobExists
     │   ├── JobMounted
     │   ├── CheckpointLeased
+    │   ├── CheckpointPinned
+    │   ├── TagTaken
+    │   ├── Collecting
     │   └── StillBound
     ├── StoreUnusable            1  the store cannot be opened here
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
+    ├── StorageFailed            1  an object store refuses, fails, or does not answer
+    │   ├── CredentialsRefused
+    │   ├── PermissionRefused
+    │   ├── BucketMissing
+    │   └── Unreachable
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
+    ├── NotReached               1  what was waited for did not come
     └── NotStarted             125  `training run` failed before its command began
         ├── NotExecutable      126  the command cannot be executed, as a shell says it
         └── NotThere           127  the command is not there, as a shell says it
@@ -50,6 +64,18 @@ class InvalidReference(UsageError):
     """A reference to a checkpoint is empty or fits more than one; the message lists the candidates."""
 
 
+class InvalidTag(UsageError):
+    """A tag could be taken for another kind of reference, or has a character that none can carry."""
+
+
+class InvalidPolicy(UsageError):
+    """A retention policy does not follow its grammar; the message names the term."""
+
+
+class InvalidName(UsageError):
+    """A connection or a pushed checkpoint cannot be called that."""
+
+
 class InvalidMountPoint(UsageError):
     """The mount point is missing, not a directory, not empty, or mounted already."""
 
@@ -66,6 +92,18 @@ class UnknownCheckpoint(NotFound):
     def __init__(self, reference: str) -> None:
         super().__init__(f"Unknown Checkpoint: {reference}")
         self.reference = reference
+
+
+class UnknownConnection(NotFound):
+    """No storage connection of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'Unknown storage connection: {name} (see "fuse-ckpt storage list")')
+        self.name = name
+
+
+class UnknownFile(NotFound):
+    """A checkpoint has no file of that name, or several and none was named."""
 
 
 class UnknownJob(NotFound):
@@ -115,6 +153,18 @@ class CheckpointLeased(Busy):
     """A session reads this checkpoint as its input."""
 
 
+class CheckpointPinned(Busy):
+    """A person has said that this checkpoint stays."""
+
+
+class TagTaken(Busy):
+    """Another checkpoint has the tag; the message names it."""
+
+
+class Collecting(Busy):
+    """Another process takes away what nothing names any more."""
+
+
 class StillBound(Busy):
     """A directory of the mount is in use or bind-mounted elsewhere; its daemon goes on serving it."""
 
@@ -127,8 +177,32 @@ class CommitFailed(FuseCkptError):
     """A sealed draft could not be committed; its links and journal stay in pending/ for the next attempt."""
 
 
+class StorageFailed(FuseCkptError):
+    """An object store refuses what was asked of it, fails, or answers what no object store would."""
+
+
+class CredentialsRefused(StorageFailed):
+    """The object store does not know the credentials, or there are none."""
+
+
+class PermissionRefused(StorageFailed):
+    """The object store knows who asks, and does not let them."""
+
+
+class BucketMissing(StorageFailed):
+    """There is no such bucket (container)."""
+
+
+class Unreachable(StorageFailed):
+    """Nobody answers at the endpoint, or no longer."""
+
+
 class MountFailed(FuseCkptError):
     """This machine cannot mount (no /dev/fuse, no fusermount3, no privilege), or the mount went wrong."""
+
+
+class NotReached(FuseCkptError):
+    """What was waited for did not come: it failed, or the time was up."""
 
 
 class NotStarted(FuseCkptError):

@@ -80,6 +80,9 @@ class Metadata(Struct, frozen=True, omit_defaults=True):
     inference_ready: bool = False
     resumable: bool = False  # holds optimizer state
     weights: bool = False  # holds model weights
+    format: str | None = None  # how its weights are stored: "torch zip", "safetensors", "torch distributed", …
+    tensors: int | None = None  # how many all its files hold, optimizer state with them
+    epoch: float | None = None  # a part of one where it was saved within
     notes: tuple[str, ...] = ()  # what could not be read, one plain sentence each
 
 
@@ -89,6 +92,32 @@ class Origin(Struct, frozen=True, omit_defaults=True):
     local: tuple[str, ...] = ()
     provider: str | None = None  # the name of the connection
     path: str | None = None  # bucket/prefix
+
+
+class Provider(StrEnum):
+    """What kind of object store a connection leads to. R2 and MinIO speak S3; FILE is a directory."""
+
+    S3 = "s3"
+    GCS = "gcs"
+    AZURE = "azure"
+    R2 = "r2"
+    MINIO = "minio"
+    FILE = "file"
+
+
+class Connection(Struct, frozen=True, omit_defaults=True):
+    """A way to an object store, under a name. It never holds credentials, only the path of a file that does."""
+
+    name: str
+    provider: Provider
+    created_ns: int
+    endpoint: str | None = None
+    bucket: str | None = None
+    region: str | None = None
+    root: str | None = None  # FILE only: the directory that its paths begin at
+    credentials_file: str | None = None  # None: the provider's usual chain of environment, profile, instance
+    creates_once: bool | None = None  # what a probe found: of two conditional creates, one wins
+    probed_ns: int | None = None
 
 
 class Checkpoint(Struct, frozen=True, omit_defaults=True):
@@ -162,6 +191,30 @@ class NewCheckpoint(Struct, frozen=True):
     run: str | None = None
     failure: str | None = None  # set: the checkpoint is published as `failed`
     draft: str = ""
+    origin: Origin | None = None
+
+
+SCAN_RULES = 1  # the version of the rules in fuse_ckpt.contents; what an older one found is not used
+
+
+class Scan(Struct, frozen=True, omit_defaults=True):
+    """What loading a file with pickles in it would import and call, found out without loading it.
+
+    Names are `module.name`. `allowed` and `others` are what its pickles import, by the list of `fuse_ckpt.contents`.
+    """
+
+    rules: int  # SCAN_RULES as they were
+    pickles: int = 0
+    allowed: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()  # of the others: not imported only
+    oddities: tuple[str, ...] = ()  # what it would do besides, each what follows "it"
+    doubts: tuple[str, ...] = ()  # why it cannot be told, each what follows "it"
+    by: str = ""  # how it was looked at: a file is read as its name, and other files, say
+
+    @property
+    def safe(self) -> bool:
+        return not (self.others or self.oddities or self.doubts)
 
 
 class RunStatus(StrEnum):
@@ -171,6 +224,17 @@ class RunStatus(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+
+
+class Provenance(Struct, frozen=True, omit_defaults=True):
+    """Where a run was started, by whom, and from which state of its sources; None: it could not be told."""
+
+    host: str | None = None
+    user: str | None = None
+    directory: str | None = None  # the working directory of the command
+    revision: str | None = None  # of the git repository that `directory` lies in, in hex
+    dirty: bool | None = None  # tracked files there differ from `revision`
+    versions: dict[str, str] = {}  # of Python, this program and known libraries beside the command, by name
 
 
 class Run(Struct, frozen=True, omit_defaults=True):
@@ -185,6 +249,7 @@ class Run(Struct, frozen=True, omit_defaults=True):
     parent: str | None = None  # the checkpoint it was resumed from
     ended_ns: int | None = None
     exit_code: int | None = None  # 128 + n where signal n ended it
+    provenance: Provenance | None = None  # None: the run is older than the recording of it
 
 
 class Job(Struct, frozen=True, omit_defaults=True):
@@ -192,6 +257,9 @@ class Job(Struct, frozen=True, omit_defaults=True):
 
     name: str
     created_ns: int
+    retain: str | None = None  # the retention policy that its mounts apply, in the grammar of `--retain`
+    trash_ttl_ns: int | None = None  # how long its deleted checkpoints can be restored; None: a week
+    min_free: int | None = None  # bytes of the disk that its mounts keep free
 
 
 def check_job_name(name: str) -> str:

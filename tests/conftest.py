@@ -1,4 +1,4 @@
-"""Fixtures for tests on real mounts, wherever they lie."""
+"""Fixtures for tests on real mounts and with a real object store, wherever they lie."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Protocol
 import pytest
 
 from tests.mount.harness import Mount, can_mount
+from tests.transfer.seaweed import Seaweed, running
 
 _why_not = cache(can_mount)
 
@@ -82,3 +83,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of a module: each keeps to a directory of its own."""
     with mounting(tmp_path_factory.mktemp("shared")) as make:
         yield make()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real object store, started when the first test asks for it."""
+    with running(tmp_path_factory.mktemp("seaweed") / "server") as server:
+        yield server

@@ -56,8 +56,8 @@ STATE = {
     "global_step": 21,
     "log_history": [
         {"step": 10, "loss": 2.5, "epoch": 1.0},
-        {"step": 20, "loss": 1.5},
-        {"step": 20, "eval_loss": 1.25},
+        {"step": 20, "loss": 1.5, "epoch": 2.0},
+        {"step": 20, "eval_loss": 1.25, "epoch": 2.0},
     ],
 }
 CONFIG = {"architectures": ["GPT2LMHeadModel"], "transformers_version": "5.23.0"}
@@ -70,8 +70,8 @@ def test_a_trainers_checkpoint_tells_everything() -> None:
     said = of({"trainer_state.json": json.dumps(STATE), "config.json": json.dumps(CONFIG), "optimizer.pt": b"x",
                "model.safetensors": save({"w": torch.ones(1)})})  # fmt: skip
     assert said == Metadata(
-        step=20, train_loss=1.5, eval_loss=1.25, model="GPT2LMHeadModel", version="5.23.0", inference_ready=True,
-        resumable=True, weights=True,
+        step=20, epoch=2.0, train_loss=1.5, eval_loss=1.25, model="GPT2LMHeadModel", version="5.23.0",
+        inference_ready=True, resumable=True, weights=True, format="safetensors", tensors=1,
     )  # fmt: skip
 
 
@@ -155,24 +155,31 @@ def test_a_notes_file_name_loses_what_could_move_a_cursor() -> None:
 # -- torch
 
 
-@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
-def test_a_training_state_of_torch_tells_step_loss_and_that_it_can_be_resumed(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("torch zip", {}), ("torch legacy", {"_use_new_zipfile_serialization": False})],
+    ids=["zip", "legacy"],
+)
+def test_a_training_state_of_torch_tells_step_loss_and_that_it_can_be_resumed(
+    format: str, options: dict[str, bool]
+) -> None:
     said = of({"ckpt.pt": saved(training_state(), **options)}, "ckpt.pt")
-    assert said == Metadata(step=70, train_loss=0.5, resumable=True, weights=True)
+    held = 2 + 2 * 3  # weight and bias, and of each Adam's step and two moments
+    assert said == Metadata(step=70, train_loss=0.5, resumable=True, weights=True, format=format, tensors=held)
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_every_pickle_protocol_is_read(protocol: int) -> None:
     value = {"it": 3, "iteration": 4, "val_loss": 1, "training_loss": 2.5, "arch": "resnet", "epoch": 9}
     said = of({"a.ckpt": zipped(pickle.dumps(value, protocol))})
-    assert said == Metadata(step=4, train_loss=2.5, eval_loss=1.0, model="resnet")
+    assert said == Metadata(step=4, epoch=9.0, train_loss=2.5, eval_loss=1.0, model="resnet", tensors=0)
 
 
 def test_strings_that_are_shared_through_the_memo_are_read() -> None:
     key = "".join(["lo", "ss"])
     assert of({"a.pt": saved([[key], {}])}).train_loss is None
     assert of({"a.pt": saved(OrderedDict([("names", [key, key]), (key, 1.5), ("model_name", key)]))}) == Metadata(
-        train_loss=1.5, model="loss"
+        train_loss=1.5, model="loss", tensors=0
     )
 
 
@@ -241,7 +248,8 @@ def test_a_file_that_holds_weights_by_its_name_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rng_state.pth", "random_states_0.pkl", "scheduler.pt", "training_args.bin", "a.txt"])
 def test_a_file_beside_the_state_holds_no_weights(name: str) -> None:
-    assert of({name: saved({"x": torch.ones(1)})}) == Metadata()
+    said = of({name: saved({"x": torch.ones(1)})})
+    assert (said.weights, said.resumable, said.step, said.notes) == (False, False, None, ())
 
 
 class Malicious:
@@ -299,7 +307,7 @@ def test_a_torch_file_without_check_sums_is_read() -> None:
 def test_the_free_text_of_a_safetensors_file_may_tell_step_and_losses() -> None:
     text = {"step": "12", "train_loss": "0.5", "eval_loss": "0.25"}
     assert of({"a.safetensors": save({"w": torch.ones(1)}, text)}) == Metadata(
-        step=12, train_loss=0.5, eval_loss=0.25, weights=True
+        step=12, train_loss=0.5, eval_loss=0.25, weights=True, format="safetensors", tensors=1
     )
 
 

@@ -74,7 +74,8 @@ def store_with(settings: Settings, *references: str) -> Iterator[tuple[Store, li
 def pending(store: Store, job: str) -> list[PendingUnit]:
     """What the job has written and not committed yet."""
     # Most jobs are at rest; asking about one would import the whole session, 200 ms.
-    if not (store.job_locked(job) or any(store.layout.pending(job).iterdir())):
+    sealed = store.layout.pending(job)
+    if not (store.job_locked(job) or (sealed.is_dir() and any(sealed.iterdir()))):
         return []
     from fuse_ckpt.session import pending_units
 

@@ -10,17 +10,26 @@ from pathlib import Path
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from fuse_ckpt.cli import formats
+from fuse_ckpt.cli import completion, examples, formats
 from fuse_ckpt.cli.checkpoint import checkpoint
+from fuse_ckpt.cli.contents import diff, show
 from fuse_ckpt.cli.doctor import doctor
+from fuse_ckpt.cli.following import wait, watch
 from fuse_ckpt.cli.indexing import index
-from fuse_ckpt.cli.mounting import browse, mount, stats, umount
+from fuse_ckpt.cli.lineage import lineage
+from fuse_ckpt.cli.mounting import browse, mount, umount
+from fuse_ckpt.cli.plotting import plot
+from fuse_ckpt.cli.scanning import scan
 from fuse_ckpt.cli.settings import Settings, absolute
+from fuse_ckpt.cli.statistics import stats
+from fuse_ckpt.cli.storage import storage
 from fuse_ckpt.cli.training import training
+from fuse_ckpt.cli.verifying import verify
 from fuse_ckpt.errors import FuseCkptError
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy (leased, locked, mounted, still bound)."
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt,"
+    " 5 busy (leased, pinned, locked, mounted, still bound)."
 )
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
@@ -44,18 +53,22 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="fuse-ckpt: %(message)s")
 
 
-for _command in (training, checkpoint, mount, umount, browse, stats, doctor, index):
+for _command in (training, checkpoint, storage, mount, umount, browse, stats, doctor, index, completion.completion):
     program.add_command(_command)
+for _command in (show, diff, scan, verify, wait, watch, lineage, plot):
+    checkpoint.add_command(_command)
 
 
-def _add_exit_codes(command: click.Command) -> None:
-    command.epilog = command.epilog or EXIT_CODES
+def _add_epilogs(command: click.Command, words: str = "") -> None:
+    """Examples and exit codes; a command whose exit codes are its own has them as its epilog already."""
+    command.epilog = examples.epilog(words, command.epilog or EXIT_CODES)
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            _add_exit_codes(inner)
+        for name, inner in command.commands.items():
+            _add_epilogs(inner, f"{words} {name}".strip())
 
 
-_add_exit_codes(program)
+_add_epilogs(program)
+completion.attach(program)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A locale without "│", or a name that is no UTF-8, must not turn a listing into a traceback.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     settings = Settings.from_environment(os.environ)
+    if completion.VARIABLE in os.environ:
+        completion.register()
     try:
         code = program.main(
             None if arguments is None else list(arguments), prog_name="fuse-ckpt", standalone_mode=False, obj=settings

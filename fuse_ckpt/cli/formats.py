@@ -5,51 +5,25 @@ from __future__ import annotations
 import errno
 import math
 import os
-from datetime import UTC, datetime
 
-_UNITS = ("KB", "MB", "GB", "TB", "PB", "EB")
+from fuse_ckpt.wording import loss, size, timestamp, visible
 
+__all__ = ["cell", "duration", "finite", "loss", "size", "system_error", "timestamp", "visible"]
 
-def visible(text: str) -> str:
-    """`text` with control, invisible and undecodable characters written as escapes: ESC is `\\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escape(ord(char)) for char in text)
+_TIMES = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
-def _escape(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as a surrogate escape
-        return f"\\x{code - 0xDC00:02x}"
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def timestamp(ns: int) -> str:
-    """Nanoseconds since the epoch as `2025-06-05 09:07:43.816 +0000 UTC`: milliseconds, zeros at the end left out."""
-    seconds, rest = divmod(ns // 1_000_000, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    fraction = f".{rest:03d}".rstrip("0") if rest else ""
-    return f"{moment}{fraction} +0000 UTC"
-
-
-def size(count: int) -> str:
-    """Bytes as `725 bytes`, `10 MB`, `2.1 GB`: 1024-based, one decimal below 10."""
-    if count < 1024:
-        return "1 byte" if count == 1 else f"{count} bytes"
-    # By what is written, not by the value: 1023.6 KB would be written "1024 KB".
-    last = len(_UNITS)
-    power = next(p for p in range(1, last + 1) if p == last or float(_digits(count / 1024**p)) < 1024)
-    return f"{_digits(count / 1024**power)} {_UNITS[power - 1]}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"
-
-
-def loss(value: float | None) -> str:
-    """A loss in six significant digits; the JSON forms carry all of them."""
-    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
+def duration(ns: int) -> str:
+    """Nanoseconds as `6 d 23 h`, `2 h 5 min`, `40 s`: its two largest units; `none left` for 0 and less."""
+    if ns <= 0:
+        return "none left"
+    rest = max(1, ns // 10**9)
+    parts: list[str] = []
+    for unit, seconds in _TIMES:
+        count, rest = divmod(rest, seconds)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 "))
 
 
 def finite(value: float | None) -> float | None:

@@ -8,20 +8,30 @@ from typing import TYPE_CHECKING
 from fuse_ckpt.cli import formats
 
 if TYPE_CHECKING:
-    from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Run
+    from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Provenance, Run
+    from fuse_ckpt.store import Tally
 
 Document = dict[str, object]
 
 
-def of_checkpoint(manifest: Manifest) -> Document:
-    """Everything that the store knows of a checkpoint."""
+def of_checkpoint(manifest: Manifest, scan: Document | None = None) -> Document:
+    """Everything that the store knows of a checkpoint. `scan`: what a scan of its files has found, if it is known."""
     checkpoint = manifest.checkpoint
     return {
         "kind": "checkpoint",
         "metadata": {"name": checkpoint.name, "id": checkpoint.id},
-        # All three are for checkpoints that came from elsewhere; those of a training job came from the job.
-        "spec": {"fromLocalFiles": [], "storageProvider": None, "sourcePath": None},
-        "status": _status(manifest),
+        "spec": _origin(checkpoint),
+        "status": _status(manifest) | ({} if scan is None else {"scan": scan}),
+    }
+
+
+def _origin(checkpoint: Checkpoint) -> Document:
+    """Where a pushed checkpoint came from; one of a training job came from the job."""
+    origin = checkpoint.origin
+    return {
+        "fromLocalFiles": [] if origin is None else list(origin.local),
+        "storageProvider": None if origin is None else origin.provider,
+        "sourcePath": None if origin is None else origin.path,
     }
 
 
@@ -36,6 +46,11 @@ def _status(manifest: Manifest) -> Document:
         "parentID": checkpoint.parent,
         "runID": checkpoint.run,
         "resumable": checkpoint.metadata.resumable,
+        "tags": list(checkpoint.tags),
+        "pinned": checkpoint.pinned,
+        "epoch": checkpoint.metadata.epoch,
+        "format": checkpoint.metadata.format,
+        "tensors": checkpoint.metadata.tensors,
     }
     if checkpoint.failure is not None:
         status["failure"] = checkpoint.failure
@@ -67,28 +82,27 @@ def _said(checkpoint: Checkpoint) -> Document:
     }
 
 
-def of_job(job: Job, runs: Sequence[Run], checkpoints: Sequence[Checkpoint], pending: int, locked: bool) -> Document:
+def of_job(job: Job, runs: Sequence[Run], tally: Tally, pending: int, locked: bool) -> Document:
     """A job: its newest run, its checkpoints in numbers, and all its runs, oldest first. Sizes count a file's bytes
     for every checkpoint that holds it."""
     latest = runs[-1] if runs else None
-    held = sum(checkpoint.size for checkpoint in checkpoints)
     return {
         "kind": "training",
         "metadata": {"name": job.name, "createdAt": formats.timestamp(job.created_ns)},
-        "runtime": _run(latest, locked) if latest else {"status": None},
+        "runtime": of_run(latest, locked) if latest else {"status": None},
         "checkpoints": {
-            "available": sum(checkpoint.state == "available" for checkpoint in checkpoints),
-            "failed": sum(checkpoint.state == "failed" for checkpoint in checkpoints),
+            "available": tally.available,
+            "failed": tally.failed,
             "pending": pending,
-            "size": formats.size(held),
-            "sizeBytes": held,
+            "size": formats.size(tally.bytes),
+            "sizeBytes": tally.bytes,
         },
-        "runs": [{"id": run.id, **_run(run, locked and run is latest)} for run in runs],
+        "runs": [{"id": run.id, **of_run(run, locked and run is latest)} for run in runs],
     }
 
 
-def _run(run: Run, locked: bool) -> Document:
-    return {
+def of_run(run: Run, locked: bool) -> Document:
+    document: Document = {
         "status": run_status(run, locked),
         "startedAt": formats.timestamp(run.started_ns),
         "endedAt": None if run.ended_ns is None else formats.timestamp(run.ended_ns),
@@ -96,6 +110,21 @@ def _run(run: Run, locked: bool) -> Document:
         "exitCode": run.exit_code,
         "node": run.node,
         "parentID": run.parent,
+    }
+    if run.provenance is not None:
+        document["provenance"] = of_provenance(run.provenance)
+    return document
+
+
+def of_provenance(known: Provenance) -> Document:
+    """Where a run was started, by whom, from which sources."""
+    return {
+        "host": known.host,
+        "user": known.user,
+        "directory": known.directory,
+        "revision": known.revision,
+        "dirty": known.dirty,
+        "versions": dict(known.versions),
     }
 
 

@@ -29,10 +29,13 @@ COLUMNS = {
 WIDE_COLUMNS = {**COLUMNS, "SIZE": "sizeBytes", "STATUS": "status", "RESUMABLE": "resumable", "TAGS": "tags"}
 STORE_COLUMNS = {"ID": "id", "JOB": "job", **{k: v for k, v in COLUMNS.items() if k != "ID"}, "STATUS": "status"}
 
+TRASH_COLUMNS = {**STORE_COLUMNS, "REMAINING": "remaining"}
+
 _WRITTEN: Mapping[str, Callable[..., str]] = {
     "trainLoss": formats.loss,
     "evalLoss": formats.loss,
     "sizeBytes": formats.size,
+    "freesBytes": formats.size,
 }
 
 
@@ -54,9 +57,22 @@ def record(checkpoint: Checkpoint) -> Record:
         "sizeBytes": checkpoint.size,
         "resumable": said.resumable,
         "parentId": checkpoint.parent,
-        "tags": [],
+        "tags": list(checkpoint.tags),
         "job": checkpoint.job,
     }
+
+
+def deleted_records(checkpoints: Iterable[Checkpoint], expiries: Mapping[str, int], now_ns: int) -> list[Record]:
+    """The rows of deleted checkpoints: when each was deleted, and how long it can be restored yet."""
+    return [
+        record(each)
+        | {
+            "deletedAt": formats.timestamp(each.deleted_ns or 0),
+            "expiresAt": formats.timestamp(expiries[each.id]),
+            "remaining": formats.duration(expiries[each.id] - now_ns),
+        }
+        for each in checkpoints
+    ]
 
 
 def pending_record(unit: PendingUnit, job: str) -> Record:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from fuse_ckpt.cli import access, formats, render
+from fuse_ckpt.cli import access, formats
+from fuse_ckpt.cli.rules import keeping_options
 from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
 
 data_path_option = click.option(
@@ -44,6 +45,7 @@ _DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, 
 )
 @data_path_option
 @durability_option
+@keeping_options
 @click.pass_obj
 def mount(
     settings: Settings,
@@ -126,20 +128,3 @@ def browse(settings: Settings, directory: Path, foreground: bool) -> None:
     target = absolute(directory)
     said = f"All checkpoints, by job: {formats.visible(str(target))} (fuse-ckpt umount ends it)"
     session.browse(settings.store, target, foreground=foreground, ready=lambda mounted: click.echo(said))
-
-
-@click.command("stats", short_help="What each mount of the store is doing.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of YAML.")
-@click.pass_obj
-def stats(settings: Settings, as_json: bool) -> None:
-    """Tell of each job that is mounted: who moves its data and why, what was committed, what is pending."""
-    from fuse_ckpt import session
-
-    with access.existing_store(settings) as store:
-        answers = [] if store is None else session.statistics(store)
-    if as_json:
-        click.echo(render.to_json(answers))
-    elif answers:
-        click.echo(render.to_yaml(answers))
-    else:
-        click.echo("No job of this store is mounted.")

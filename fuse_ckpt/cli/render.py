@@ -56,6 +56,18 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
+def cut(line: str, room: int) -> str:
+    """The line in at most `room` columns; what is left out is an ellipsis."""
+    if _width(line) <= room:
+        return line
+    kept = ""
+    for char in line:
+        if _width(kept + char) > room - 1:
+            break
+        kept += char
+    return f"{kept}…"
+
+
 def _draw(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], colour: bool, stream: TextIO) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -126,6 +138,11 @@ def _blocks(headers: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 def to_json(document: object) -> str:
     """ASCII alone: neither an undecodable byte of a name nor a control character passes unescaped."""
     return json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False)
+
+
+def to_json_line(document: object) -> str:
+    """The same in one line."""
+    return json.dumps(document, ensure_ascii=True, allow_nan=False)
 
 
 def to_yaml(document: object) -> str:

@@ -12,10 +12,13 @@ import click
 
 from fuse_ckpt.cli import access, formats, listing
 from fuse_ckpt.cli.mounting import data_path_option, durability_option
+from fuse_ckpt.cli.rules import keeping_options
 from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import FuseCkptError, NotStarted, UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from fuse_ckpt.session import Finished, MountOptions
 
 EXIT_CODES = (
@@ -51,7 +54,7 @@ class _CommandAfterDashes(click.Command):
             return self._without_command(ctx, args)
         at = args.index("--")
         ctx.meta[_COMMAND_KEY] = args[at + 1 :]
-        if not args[at + 1 :]:
+        if not args[at + 1 :] and not ctx.resilient_parsing:
             raise click.UsageError(_MISSING, ctx)
         return super().parse_args(ctx, args[:at])
 
@@ -63,6 +66,13 @@ class _CommandAfterDashes(click.Command):
         if not ctx.resilient_parsing:
             raise click.UsageError(_MISSING, ctx)
         return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if _COMMAND_KEY not in ctx.meta:
+            return super().shell_complete(ctx, incomplete)
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
@@ -112,6 +122,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 )
 @data_path_option
 @durability_option
+@keeping_options
 @_platform_flags
 @click.pass_context
 def run(

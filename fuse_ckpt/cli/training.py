@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
 
-from fuse_ckpt.cli import access, formats, inspection, listing, render
+from fuse_ckpt.cli import access, ending, formats, inspection, listing, render
 from fuse_ckpt.cli.run import run
 from fuse_ckpt.cli.settings import Settings
 
@@ -20,7 +19,8 @@ def training() -> None:
     """Training jobs: run one, list them, see what they saved."""
 
 
-training.add_command(run)
+for _command in (run, ending.delete_job, ending.fetch_job):
+    training.add_command(_command)
 
 
 @training.command("checkpoints", short_help="List what a job saved.")
@@ -66,11 +66,7 @@ def list_jobs(settings: Settings, as_json: bool) -> None:
 
 
 def _jobs(store: Store) -> list[listing.Record]:
-    usable = Counter[str]()
-    held = Counter[str]()
-    for each in store.checkpoints():
-        usable[each.job] += each.state == "available"
-        held[each.job] += each.size
+    tallies = store.tallies()
     records: list[listing.Record] = []
     for job in sorted(store.jobs(), key=lambda each: (each.created_ns, each.name)):
         runs = store.runs(job.name)
@@ -78,8 +74,8 @@ def _jobs(store: Store) -> list[listing.Record]:
             {
                 "name": job.name,
                 "status": inspection.run_status(runs[-1], store.job_locked(job.name)) if runs else None,
-                "checkpoints": usable[job.name],
-                "sizeBytes": held[job.name],
+                "checkpoints": tallies[job.name].available if job.name in tallies else 0,
+                "sizeBytes": tallies[job.name].bytes if job.name in tallies else 0,
                 "createdAt": formats.timestamp(job.created_ns),
                 "startedAt": formats.timestamp(runs[-1].started_ns) if runs else None,
             }
@@ -97,7 +93,7 @@ def inspect_job(settings: Settings, job: str, as_json: bool) -> None:
         document = inspection.of_job(
             store.job(job),
             store.runs(job),
-            store.checkpoints(job),
+            store.tally(job),
             pending=len(access.pending(store, job)),
             locked=store.job_locked(job),
         )

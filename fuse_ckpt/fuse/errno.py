@@ -15,6 +15,7 @@ _NUMBERS: dict[type[errors.FuseCkptError], int] = {
     errors.StoreUnusable: errno.EIO,
     errors.CommitFailed: errno.EIO,
     errors.MountFailed: errno.EIO,
+    errors.NotReached: errno.EIO,
     errors.NotStarted: errno.EIO,
 }
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 
 from msgspec.structs import replace
 
-from fuse_ckpt.metadata import huggingface
+from fuse_ckpt.metadata import diffusers, huggingface, names
+from fuse_ckpt.metadata.distributed import METADATA_FILE, distributed
 from fuse_ckpt.metadata.safetensors_files import safetensors_file
 from fuse_ckpt.metadata.torch_files import torch_file
-from fuse_ckpt.metadata.values import NOTES_MAX, STEP_END, Opener, Unreadable, cut
+from fuse_ckpt.metadata.values import NOTES_MAX, Opener, Unreadable, cut
 from fuse_ckpt.model import Metadata
 
 Reader = Callable[[Opener], Metadata | None]
 
-FILES_MAX = 64  # that are opened of one kind; ranks' files repeat each other
+FILES_MAX = 64  # pickles that are walked; ranks' files repeat each other
+HEADERS_MAX = 1024  # of safetensors files; the largest public models have some 200 shards
 
 # What the bytes of a foreign or broken file can raise on the way through zipfile, pickletools and json.
 _BROKEN = (
@@ -32,20 +34,9 @@ _BROKEN = (
     struct.error,
 )
 
-_TORCH = (".pt", ".pth", ".ckpt", ".bin")
-_WEIGHTS = (".safetensors", ".distcp", ".keras", ".h5", ".gguf", ".onnx", ".npz", ".pkl")
-_NO_STATE = re.compile(r"training_args\.bin|rng_state.*\.pth")
-_NO_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|sampler|scaler|rng_state|random_states|training_args|distrib_optim).*|.*optim_states\.pt"
-)
-_OPTIMIZER = re.compile(r"optimizer(_\d+)?\.(pt|bin)|(__\d+)?\.metadata|.*optim_states\.pt|distrib_optim\.pt")
+_TORCH = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_NO_STATE = re.compile(r"training_args\.bin|rng_state.*\.pth|random_states.*\.pkl")
 _MODEL_FILE = re.compile(r"(pytorch_model|model|adapter_model).*\.(pt|pth|bin|ckpt)")
-
-_STEP_NAME = re.compile(
-    r"(?:^|[-_.=])(?P<word>global_?step|step|iteration|iter|ba|checkpoint|ckpt)[-_=.]?(?P<number>\d+)"
-    r"(?![0-9a-z]|-\d\d-\d\d)",  # checkpoint_2025-06-05 is a day
-    re.ASCII | re.IGNORECASE,
-)
 
 
 def extract(unit_name: str, members: Mapping[str, Opener]) -> Metadata:
@@ -53,14 +44,18 @@ def extract(unit_name: str, members: Mapping[str, Opener]) -> Metadata:
 
     `members` maps each file's path, relative to the checkpoint's root, to an opener of a seekable binary file.
     """
-    answers = [*_hugging_face(members), *_torch_files(members), *_safetensors_files(members)]
-    merged = reduce(_merge, answers, Metadata())
-    names = [path.rpartition("/")[2] for path in members]
+    sharded = _distributed_files(members)
+    holders = [*sharded, *_torch_files(members), *_safetensors_files(members)]
+    merged = reduce(_merge, [*_documents(members), *holders], Metadata())
+    is_read = any(one.format for one in sharded)  # then what the ranks' own files are called tells nothing more
+    called = [_name(path) for path in sorted(members) if not (is_read and path.endswith(".distcp"))]
     return replace(
         merged,
-        step=_step_of_name(unit_name) if merged.step is None else merged.step,
-        resumable=merged.resumable or any(map(_OPTIMIZER.fullmatch, names)),
-        weights=merged.weights or any(map(_is_weights_name, names)),
+        step=names.step_of_name(unit_name, called) if merged.step is None else merged.step,
+        resumable=merged.resumable or any(map(names.is_optimizer_name, called)),
+        weights=merged.weights or any(map(names.is_weights_name, called)),
+        format=_format(holders) or next(map(names.format_of_name, filter(names.is_weights_name, called)), None),
+        tensors=_tensors(holders, called),
         notes=merged.notes[:NOTES_MAX],
     )
 
@@ -68,6 +63,7 @@ def extract(unit_name: str, members: Mapping[str, Opener]) -> Metadata:
 def _merge(first: Metadata, then: Metadata) -> Metadata:
     return Metadata(
         step=then.step if first.step is None else first.step,
+        epoch=then.epoch if first.epoch is None else first.epoch,
         train_loss=then.train_loss if first.train_loss is None else first.train_loss,
         eval_loss=then.eval_loss if first.eval_loss is None else first.eval_loss,
         model=first.model or then.model,
@@ -77,6 +73,23 @@ def _merge(first: Metadata, then: Metadata) -> Metadata:
         weights=first.weights or then.weights,
         notes=(*first.notes, *then.notes),
     )
+
+
+def _format(holders: Sequence[Metadata]) -> str | None:
+    """The formats of the files that hold weights; where none does, of those that hold anything."""
+    weights = [one.format for one in holders if one.format and one.weights]
+    return ", ".join(dict.fromkeys(weights or [one.format for one in holders if one.format and one.tensors])) or None
+
+
+def _tensors(holders: Sequence[Metadata], called: Sequence[str]) -> int | None:
+    """How many tensors there are in all; None where some file's were not counted."""
+    counted = {".safetensors", ".pkl"}
+    if any(names.format_of_name(name) and not name.endswith(tuple(counted)) for name in called):
+        return None
+    if any(one.tensors is None and (one.weights or one.notes) for one in holders):
+        return None
+    counts = [one.tensors for one in holders if one.tensors is not None]
+    return sum(counts) if counts else None
 
 
 def _ask(path: str, opener: Opener, reader: Reader, otherwise: Metadata = Metadata()) -> Metadata:  # noqa: B008
@@ -94,53 +107,56 @@ def _ask(path: str, opener: Opener, reader: Reader, otherwise: Metadata = Metada
     return replace(otherwise, notes=(note,))
 
 
-def _hugging_face(members: Mapping[str, Opener]) -> list[Metadata]:
+def _documents(members: Mapping[str, Opener]) -> list[Metadata]:
+    """What the JSON files at the checkpoint's root say."""
     readers: dict[str, Reader] = {
         "trainer_state.json": huggingface.trainer_state,
+        "all_results.json": huggingface.all_results,
+        "model_index.json": diffusers.model_index,
         "config.json": huggingface.model_config,
     }
     if "config.json" not in members:
         readers["adapter_config.json"] = huggingface.adapter_config
+        readers["config_sentence_transformers.json"] = diffusers.sentence_transformers_config
     return [_ask(path, members[path], reader) for path, reader in readers.items() if path in members]
 
 
+def _distributed_files(members: Mapping[str, Opener]) -> list[Metadata]:
+    asked = [path for path in sorted(members) if METADATA_FILE.fullmatch(_name(path))]
+    by_name = Metadata(resumable=True)
+    return [
+        _named(path, _ask(path, members[path], partial(distributed, path, members), by_name))
+        if count < FILES_MAX
+        else by_name
+        for count, path in enumerate(asked)
+    ]
+
+
 def _torch_files(members: Mapping[str, Opener]) -> list[Metadata]:
-    asked = [path for path in sorted(members) if path.endswith(_TORCH) and not _fits(_NO_STATE, path)]
+    asked = [path for path in sorted(members) if path.endswith(_TORCH) and not _NO_STATE.fullmatch(_name(path))]
     return [_torch_answer(path, members[path], opened=count < FILES_MAX) for count, path in enumerate(asked)]
 
 
 def _torch_answer(path: str, opener: Opener, *, opened: bool) -> Metadata:
-    by_name = Metadata(weights=_fits(_MODEL_FILE, path))
-    answer = _ask(path, opener, torch_file, otherwise=by_name) if opened else by_name
-    notes = tuple(f"{cut(path)}: {note}" if note.startswith("its ") else note for note in answer.notes)
-    return replace(answer, weights=answer.weights and not _fits(_NO_WEIGHTS, path), notes=notes)
+    name = _name(path)
+    by_name = Metadata(weights=_MODEL_FILE.fullmatch(name) is not None)
+    answer = _named(path, _ask(path, opener, torch_file, by_name)) if opened else by_name
+    return replace(answer, weights=answer.weights and not names.never_holds_weights(name))
 
 
 def _safetensors_files(members: Mapping[str, Opener]) -> list[Metadata]:
-    asked = [path for path in sorted(members) if path.endswith(".safetensors")][:FILES_MAX]
-    return [_ask(path, members[path], safetensors_file) for path in asked]
+    asked = [path for path in sorted(members) if path.endswith(".safetensors")]
+    by_name = Metadata(weights=True)
+    return [
+        replace(_ask(path, members[path], safetensors_file, by_name), weights=True) if count < HEADERS_MAX else by_name
+        for count, path in enumerate(asked)
+    ]
 
 
-def _fits(pattern: re.Pattern[str], path: str) -> bool:
-    return pattern.fullmatch(path.rpartition("/")[2]) is not None
+def _named(path: str, answer: Metadata) -> Metadata:
+    notes = tuple(f"{cut(path)}: {note}" if note.startswith(("its ", "the score")) else note for note in answer.notes)
+    return replace(answer, notes=notes)
 
 
-def _is_weights_name(name: str) -> bool:
-    return name.endswith(_WEIGHTS) and _NO_WEIGHTS.fullmatch(name) is None
-
-
-def _step_of_name(unit_name: str) -> int | None:
-    """The number that a step-like name carries; an epoch's is none."""
-    name = unit_name.rpartition("/")[2]
-    if name.isdecimal() and name.isascii():
-        return _bounded(name)
-    found = {match["word"].lower(): match["number"] for match in _STEP_NAME.finditer(name)}
-    for word in ("global_step", "globalstep", "step", "iteration", "iter", "ba", "checkpoint", "ckpt"):
-        if word in found:
-            return _bounded(found[word])
-    return None
-
-
-def _bounded(digits: str) -> int | None:
-    step = int(digits) if len(digits) <= 20 else STEP_END
-    return step if step < STEP_END else None
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]

@@ -1,56 +1,34 @@
 """Reads the outline of a pickle without unpickling it.
 
-The opcodes move symbols over a stack: strings and numbers stand for themselves, a dictionary for its named items, all
-the rest for whether a tensor is somewhere inside. Nothing is imported, nothing called.
+The opcodes move symbols over a stack: strings and numbers stand for themselves, a dictionary for its named items, an
+object for its class and its state, all the rest for whether a tensor is somewhere inside. Nothing is imported, nothing
+called.
 """
 
 from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Iterable
-from enum import Enum
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
+from fuse_ckpt.metadata.symbols import (
+    EMPTY,
+    Global,
+    Instance,
+    Opaque,
+    Outline,
+    Row,
+    holds_tensors,
+    one_of,
+    rebuilds_tensor,
+    row,
+    storage,
+    tensor,
+)
 from fuse_ckpt.metadata.values import Unreadable
 
 OPCODES_MAX = 3_000_000  # about 75,000 tensors; seconds of work
-
-
-class Opaque(Enum):
-    """A value of which only one thing is known."""
-
-    PLAIN = "no tensor inside"
-    TENSORS = "tensors inside"
-
-
-class Global(NamedTuple):
-    """A class or function that the pickle names."""
-
-    module: str
-    name: str
-
-
-class Outline:
-    """A dictionary: its items that have a string as key, and whether tensors are under those or other keys."""
-
-    __slots__ = ("items", "tensors", "unnamed_tensors")
-
-    def __init__(self) -> None:
-        self.items: dict[str, object] = {}
-        self.tensors = False
-        self.unnamed_tensors = False
-
-    def put(self, key: object, value: object) -> None:
-        held = holds_tensors(value)
-        self.tensors |= held
-        if type(key) is str:
-            self.items[key] = value
-        else:
-            self.unnamed_tensors |= held
-
-
-def holds_tensors(value: object) -> bool:
-    return value is Opaque.TENSORS or (isinstance(value, Outline) and value.tensors)
+CONTAINERS_MAX = 500_000  # dictionaries, objects and tuples that are kept, of some 200 bytes each
 
 
 def outline(pickle: BinaryIO) -> object:
@@ -58,12 +36,17 @@ def outline(pickle: BinaryIO) -> object:
 
     Raises Unreadable where it is too long; ValueError, LookupError or another ordinary error where it is no pickle.
     """
+    return counted_outline(pickle)[0]
+
+
+def counted_outline(pickle: BinaryIO) -> tuple[object, int]:
+    """The same, and how many tensors it would make. Raises as `outline` does."""
     machine = _Machine()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
         if count >= OPCODES_MAX:
             raise Unreadable(f"has a pickle of more than {OPCODES_MAX} opcodes, which was not read")
         machine.step(opcode.name, argument)
-    return machine.stack[-1]
+    return machine.stack[-1], machine.tensors
 
 
 class _Machine:
@@ -71,6 +54,8 @@ class _Machine:
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        self.tensors = 0
+        self.containers = 0
 
     def step(self, name: str, argument: object) -> None:
         if name in _LITERALS:
@@ -79,6 +64,13 @@ class _Machine:
             _HANDLERS[name](self, argument)
         else:
             self._opaque(name)
+
+    def push(self, symbol: object) -> None:
+        if isinstance(symbol, Outline | Instance | Row) and symbol is not EMPTY:
+            self.containers += 1
+            if self.containers > CONTAINERS_MAX:
+                raise Unreadable(f"has a pickle of more than {CONTAINERS_MAX} objects, which was not read")
+        self.stack.append(symbol)
 
     def to_mark(self) -> list[object]:
         at = self.marks.pop()
@@ -89,11 +81,16 @@ class _Machine:
     def _opaque(self, name: str) -> None:
         marked, pops, pushes = _EFFECTS[name]
         taken = self.to_mark() if marked else [self.stack.pop() for _ in range(pops)]
-        self.stack.extend(_one_of(taken) for _ in range(pushes))
+        self.stack.extend(one_of(taken) for _ in range(pushes))
 
     def add_to_top(self, values: Iterable[object]) -> None:
-        # A list or an object is remembered only by what stands on the stack: shared ones may miss a tensor, no matter.
-        if not isinstance(self.stack[-1], Outline) and any(map(holds_tensors, values)):
+        # A list is remembered only by what stands on the stack: a shared one may miss a tensor, no matter.
+        top = self.stack[-1]
+        if isinstance(top, Outline) or not any(map(holds_tensors, values)):
+            return
+        if isinstance(top, Instance):
+            top.tensors = True
+        else:
             self.stack[-1] = Opaque.TENSORS
 
     def mark(self, _: object) -> None:
@@ -116,11 +113,11 @@ class _Machine:
         self.stack.append(self.memo[index])
 
     def empty_dict(self, _: object) -> None:
-        self.stack.append(Outline())
+        self.push(Outline())
 
     def dict_of_marked(self, _: object) -> None:
         items = self.to_mark()
-        self.stack.append(Outline())
+        self.push(Outline())
         self._set(items)
 
     def set_item(self, _: object) -> None:
@@ -146,6 +143,19 @@ class _Machine:
         values = self.to_mark()
         self.add_to_top(values)
 
+    def build(self, _: object) -> None:
+        state, top = self.stack.pop(), self.stack[-1]
+        if isinstance(top, Instance):
+            top.build(state)
+        else:
+            self.add_to_top([state])
+
+    def tuple_of_marked(self, _: object) -> None:
+        self.push(row(self.to_mark()))
+
+    def persistent(self, _: object) -> None:
+        self.stack.append(storage(self.stack.pop()))
+
     def global_(self, argument: object) -> None:
         module, _, name = str(argument).partition(" ")
         self.stack.append(Global(module, name))
@@ -156,20 +166,23 @@ class _Machine:
 
     def call(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if isinstance(function, Global) and _rebuilds_tensor(function):
-            self.stack.append(Opaque.TENSORS)
+        if not isinstance(function, Global):
+            self.stack.append(one_of([arguments]))
+        elif rebuilds_tensor(function):
+            self.tensors += not holds_tensors(arguments)  # a parameter is made of a tensor that is counted already
+            self.stack.append(tensor(arguments))
         elif function in _DICTIONARIES:
-            self.stack.append(Outline())
+            self.push(Outline())
         else:
-            self.stack.append(_one_of([arguments]))
+            self.push(Instance(function, arguments))
 
 
-def _rebuilds_tensor(function: Global) -> bool:
-    return function.name.startswith("_rebuild") and function.module in ("torch._utils", "torch._tensor")
+def _row_of(count: int) -> Callable[[_Machine, object], None]:
+    def tuple_of_last(machine: _Machine, _: object) -> None:
+        parts = [machine.stack.pop() for _ in range(count)]
+        machine.push(row(parts[::-1]))
 
-
-def _one_of(values: Iterable[object]) -> Opaque:
-    return Opaque.TENSORS if any(map(holds_tensors, values)) else Opaque.PLAIN
+    return tuple_of_last
 
 
 def _constant(value: object) -> Callable[[_Machine, object], None]:
@@ -216,7 +229,13 @@ _HANDLERS: dict[str, Callable[[_Machine, object], None]] = {
     "APPEND": _Machine.append,
     "APPENDS": _Machine.append_marked,
     "ADDITEMS": _Machine.append_marked,
-    "BUILD": _Machine.append,
+    "BUILD": _Machine.build,
+    "EMPTY_TUPLE": _row_of(0),
+    "TUPLE1": _row_of(1),
+    "TUPLE2": _row_of(2),
+    "TUPLE3": _row_of(3),
+    "TUPLE": _Machine.tuple_of_marked,
+    "BINPERSID": _Machine.persistent,
     "GLOBAL": _Machine.global_,
     "STACK_GLOBAL": _Machine.stack_global,
     "REDUCE": _Machine.call,

@@ -1,4 +1,4 @@
-"""The free text in a safetensors file's header."""
+"""A safetensors file's header: how many tensors, and its free text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fuse_ckpt.metadata.values import (
 )
 from fuse_ckpt.model import Metadata
 
+FORMAT = "safetensors"
+
 
 def safetensors_file(opener: Opener) -> Metadata:
     """Step and losses from `__metadata__`, whose values are strings. Raises Unreadable, or OSError."""
@@ -23,13 +25,18 @@ def safetensors_file(opener: Opener) -> Metadata:
         if length > JSON_MAX:
             raise Unreadable("has a header longer than 16 MiB, which was not read")
         header = parse_json(file.read(length))
-    said = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(said, dict):
+    if not isinstance(header, dict):
         return Metadata()
+    said = header.get("__metadata__")
+    tensors = len(header) - ("__metadata__" in header)
+    if not isinstance(said, dict):
+        return Metadata(format=FORMAT, tensors=tensors)
     return Metadata(
         step=next((step for key in STEP_KEYS if (step := _step(said.get(key))) is not None), None),
         train_loss=next((loss for key in TRAIN_LOSS_KEYS if (loss := _loss(said.get(key))) is not None), None),
         eval_loss=next((loss for key in EVAL_LOSS_KEYS if (loss := _loss(said.get(key))) is not None), None),
+        format=FORMAT,
+        tensors=tensors,
     )
 
 

@@ -18,8 +18,10 @@ NOTES_MAX = 20
 
 STEP_KEYS = ("step", "global_step", "iteration", "iter", "it", "global_steps")
 TRAIN_LOSS_KEYS = ("loss", "train_loss", "training_loss")
+EPOCH_KEYS = ("epoch", "current_epoch")
 EVAL_LOSS_KEYS = ("eval_loss", "val_loss", "valid_loss", "validation_loss")
 MODEL_KEYS = ("model_name", "arch")
+VERSION_KEYS = ("pytorch-lightning_version", "ds_version")
 
 # Hidden and moving characters: controls, bidirectional marks, lone surrogates, line and paragraph separators.
 _UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -57,6 +59,10 @@ def loss_of(value: object, where: str, notes: list[str]) -> float | None:
         return value
     notes.append(f"{where} is not a finite number")
     return None
+
+
+def epoch_of(value: object) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value < STEP_END else None  # type: ignore[operator,arg-type]
 
 
 def first_number(values: Mapping[str, object], keys: Iterable[str]) -> tuple[str, object]:

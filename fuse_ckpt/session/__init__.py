@@ -1,7 +1,7 @@
 """The composition root: puts the rooms together into a mount, a training run, or an answer about this machine."""
 
 from fuse_ckpt.session.machine import Finding, probe
-from fuse_ckpt.session.mounting import browse, mount, pending_units, statistics, umount
+from fuse_ckpt.session.mounting import browse, mount, pending_units, statistics, umount, view
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions, PendingUnit
 from fuse_ckpt.session.training import run_training
 
@@ -18,4 +18,5 @@ __all__ = [
     "run_training",
     "statistics",
     "umount",
+    "view",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,14 @@ def browse(
 ) -> Mounted:
     """Mount the whole store read-only, by job. Raises as `mount` does."""
     return mount(MountOptions(store, None, mountpoint), foreground=foreground, ready=ready)
+
+
+def view(store: Store, mountpoint: Path) -> Mounted:
+    """Mount the whole of an open store read-only, by job, until it is unmounted or, at the latest, this process ends.
+
+    Raises as `mount` does.
+    """
+    return daemon.start(store, MountOptions(store.layout.root, None, mountpoint, supervisor=os.getpid()))
 
 
 def umount(mountpoint: Path) -> None:

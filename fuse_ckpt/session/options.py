@@ -13,7 +13,9 @@ class MountOptions(Struct, frozen=True, omit_defaults=True):
     """How a job is mounted. `job` None: the whole store, read-only, by job.
 
     `mountpoint` None: the job's own place in the store. `parent`: the checkpoint that is its input, leased while it is
-    mounted. `supervisor`: a process whose death ends the mount, as soon as nobody uses it any more.
+    mounted. `supervisor`: a process whose death ends the mount, as soon as nobody uses it any more. `retain`,
+    `trash_ttl_ns` and `min_free` are recorded with the job, see `model.Job`; None leaves what is recorded, `NO_POLICY`
+    and 0 take it back.
     """
 
     store: Path
@@ -30,6 +32,9 @@ class MountOptions(Struct, frozen=True, omit_defaults=True):
     data_path: str = "auto"  # or "passthrough", "daemon"
     durability: str = "commit"  # or "close": a close waits for the disk
     supervisor: int | None = None
+    retain: str | None = None
+    trash_ttl_ns: int | None = None
+    min_free: int | None = None
 
 
 class Mounted(Struct, frozen=True):

@@ -24,6 +24,7 @@ from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
 from fuse_ckpt.session import control
+from fuse_ckpt.session.keeping import Keeper
 from fuse_ckpt.session.options import Mounted, MountOptions
 from fuse_ckpt.staging import Area, Committer, Settings, death_of, recover, wait_exit
 from fuse_ckpt.store import Store
@@ -65,7 +66,10 @@ class Service:
         self._gone = trio.Event()
         self._command: int | None = None  # the process that the supervisor runs
         self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
+        who = "browse" if options.job is None else f"a mount of job {options.job}"
+        self._uses = stack.enter_context(store.uses(f"{who}, process {os.getpid()}"))
         self._filesystem = self._browse() if options.job is None else self._job(options.job)
+        self._keeper = Keeper(store, self._filesystem, self._uses, options.job, self._area, self._commits)
 
     async def run(self, ready: Ready) -> None:
         self._verdict = choose_data_path(self._options.data_path, self._store.layout.mounts)
@@ -84,6 +88,7 @@ class Service:
             if self._committer is not None and self._options.job is not None:
                 nursery.start_soon(self._committer.run)
                 nursery.start_soon(control.listen, self._store.layout.control(self._options.job), self._answer)
+            nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._obey_signals, nursery)
             if self._options.supervisor is not None:
                 nursery.start_soon(self._outlive, self._options.supervisor)
@@ -96,6 +101,7 @@ class Service:
             await self._drain()
             fault("unmount:done")
             nursery.cancel_scope.cancel()
+        await self._keeper.finish()
         self._wire.close()
 
     # -- the parts ----------------------------------------------------------------------------------------------------
@@ -106,11 +112,12 @@ class Service:
         mount.check_mountpoint(self.mountpoint)
         lock.note(str(self.mountpoint))
         store.ensure_job(job, time.time_ns())
+        store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
         fault("mount:recover")
         store.recover()
         fault("mount:adopt")
         if options.parent is not None:
-            stack.enter_context(store.lease(options.parent))
+            stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         for left_over in store.layout.job(job).glob("break-*"):
             left_over.unlink()
         root_fd = os.open(store.layout.work(job), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -121,15 +128,15 @@ class Service:
         self._committer = Committer(self._area, store, job)
         recover(self._area, store, job, pending)
         return job_filesystem(
-            store, job, root_fd, self._area, forget_name, show=options.show_checkpoints, also=options.parent,
-            durable=options.durability == "close",
+            store, job, root_fd, self._area, self._uses, forget_name, show=options.show_checkpoints,
+            also=options.parent, durable=options.durability == "close",
         )  # fmt: skip
 
     def _browse(self) -> Filesystem:
         mount.check_mountpoint(self.mountpoint)
         disk_fd = os.open(self._store.layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stack.callback(os.close, disk_fd)
-        return browse_filesystem(self._store, disk_fd)
+        return browse_filesystem(self._store, disk_fd, self._uses, forget_name)
 
     def _source(self) -> Path:
         layout = self._store.layout
@@ -217,6 +224,11 @@ class Service:
         if self._committer is not None:
             await self._committer.drain()
 
+    def _commits(self) -> int:
+        return (
+            0 if self._committer is None else self._committer.statistics.committed + self._committer.statistics.failed
+        )
+
     def _status(self) -> control.Answer:
         assert self._area is not None
         assert self._committer is not None
@@ -234,6 +246,7 @@ class Service:
             "committing": len(self._area.queue),
             "open_files": self._filesystem.open_files,
             "statistics": msgspec.to_builtins(self._committer.statistics),
+            "kept": msgspec.to_builtins(self._keeper.done),
         }
 
 

@@ -30,6 +30,7 @@ from fuse_ckpt.fuse import mount
 from fuse_ckpt.model import Checkpoint, Run, RunStatus, State
 from fuse_ckpt.session import control, daemon
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions
+from fuse_ckpt.session.provenance import Sources
 from fuse_ckpt.store import Store
 
 OUTPUT_VARIABLE = "FLEXAI_OUTPUT_CHECKPOINT_DIR"
@@ -59,7 +60,7 @@ def run_training(
     that is not there, before anything is made.
     """
     job = options.job or ""
-    with Store.open(options.store) as store:
+    with Sources.here() as sources, Store.open(options.store) as store:
         parent = _input(store, checkpoint, if_any, force)
         if parent is not None and parent.state is State.FAILED:
             report(f"resuming from {parent.id}, which is failed: {parent.failure}")
@@ -68,7 +69,8 @@ def run_training(
             raise JobExists(job)
         daemon.prepare(store, options)
         store.ensure_job(job, time.time_ns())
-        run = store.begin_run(job, command, time.time_ns(), options.node, parent.id if parent else None)
+        began = (time.time_ns(), options.node, parent.id if parent else None)
+        run = store.begin_run(job, command, *began, provenance=sources.provenance(program))
         options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
         try:
             mounted = daemon.start(store, options)

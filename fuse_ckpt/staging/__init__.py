@@ -6,6 +6,7 @@ from fuse_ckpt.staging.journal import load_all, why_stuck
 from fuse_ckpt.staging.processes import UNSEEN, death_of, is_task_of, state_of, wait_exit
 from fuse_ckpt.staging.recovery import recover
 from fuse_ckpt.staging.settings import Settings
+from fuse_ckpt.staging.validate import fault_of
 from fuse_ckpt.staging.worktree import may_be_written
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Committer",
     "Settings",
     "death_of",
+    "fault_of",
     "is_task_of",
     "load_all",
     "may_be_written",

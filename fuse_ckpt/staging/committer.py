@@ -240,7 +240,7 @@ def _adopt(store: Store, sealed: Sealed, linked: Linked, inodes: dict[InodeKey, 
 
 def _is_known(store: Store, job: str, sealed: Sealed, entries: list[Entry]) -> bool:
     """Whether this draft was published before a crash, or holds only what an earlier mount committed."""
-    newest = store.newest(job, sealed.journal.unit.name)
+    newest = store.newest(job, sealed.journal.unit.name, deleted=True)
     if newest is None:
         return False
     if newest.checkpoint.draft == sealed.directory.name:
@@ -254,7 +254,7 @@ def is_committed(store: Store, job: str, unit: Unit, digests: Mapping[str, str |
 
     Files of the checkpoint that the tree lacks make no difference: a removal is no new version.
     """
-    newest = store.newest(job, unit.name)
+    newest = store.newest(job, unit.name, deleted=True)  # what was deleted is not to come back by itself
     if newest is None:
         return False
     committed = {entry.path: entry.digest for entry in newest.entries if entry.kind is Kind.FILE}

@@ -16,8 +16,11 @@ def recover(area: Area, store: Store, job: str, pending: Path) -> None:
     blobs = store.sealed_inodes(area.tree.linked_inodes())
     area.sealed.add_blobs(blobs)
     area.add_sealed(*load_all(pending, clean=True))
+    store.forget_left(job, {unit.name for unit in scans})
     for unit, scan in scans.items():
         prefix = len(unit.prefix) + 1 if unit.prefix else 0
         digests = {found.path[prefix:]: blobs.get(found.key) for found in scan.files}
-        if scan.files and not is_committed(store, job, unit, digests):
+        if not scan.files or is_committed(store, job, unit, digests):
+            continue
+        if not store.was_collected(job, unit.name, [(f.path, f.size, f.mtime_ns) for f in scan.files]):
             area.found(unit, scan.files)

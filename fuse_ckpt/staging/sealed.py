@@ -50,6 +50,15 @@ class SealedInodes:
                 del self._linked[key]
                 self._names.pop(key, None)
 
+    @property
+    def blobs(self) -> list[InodeKey]:
+        return list(self._blobs)
+
+    def collected(self, key: InodeKey) -> None:
+        """The inode is a blob no more: training may write it again, unless it is in a draft."""
+        if key not in self._linked:
+            self._blobs.discard(key)
+
     def created(self, key: InodeKey) -> None:
         """A new inode: whatever was known of an earlier one under its number does not hold."""
         self._blobs.discard(key)

@@ -18,7 +18,7 @@ from fuse_ckpt.errors import CommitFailed
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import InodeKey
 
-from .durable import chunks, copy_file, fsync_directory, make_directory
+from .durable import chunks, copy_file, fsync_directory, make_directory, same_bytes
 from .layout import Layout
 
 # Where an inode cannot take another name: too many links, another filesystem, not ours to link, unlinked (or no /proc).
@@ -74,12 +74,12 @@ class Blobs:
 
     def holds(self, digest: str, size: int) -> bool:
         """Whether the blob is there with that size (its bytes are not read)."""
-        found = _stat(self._layout.blob(digest))
+        found = stat_or_none(self._layout.blob(digest))
         return found is not None and stat.S_ISREG(found.st_mode) and found.st_size == size
 
     def is_inode(self, digest: str, key: InodeKey) -> bool:
         """Whether the blob is that very inode."""
-        found = _stat(self._layout.blob(digest))
+        found = stat_or_none(self._layout.blob(digest))
         return found is not None and (found.st_dev, found.st_ino) == (key.dev, key.ino)
 
     def recorded(self, digests: Iterable[str]) -> None:
@@ -90,11 +90,11 @@ class Blobs:
     def _keep(self, fd: int, source: os.stat_result, digest: str) -> bool:
         """Have a blob of these bytes; return whether it is the source's own inode."""
         target = self._layout.blob(digest)
-        existing = _stat(target)
+        existing = stat_or_none(target)
         if existing is not None and os.path.samestat(existing, source):
             self._sync(target)
             return True
-        if existing is not None and existing.st_size == source.st_size and self._trusted(digest, existing):
+        if existing is not None and self._trusted(digest, existing) and _is_same(fd, source.st_size, target):
             return False
         self._make_fan_out(target.parent)
         fault("adopt:link")
@@ -142,6 +142,25 @@ def digest_of(fd: int) -> str:
     return hasher.hexdigest()
 
 
+def _is_same(fd: int, size: int, target: Path) -> bool:
+    """Whether the blob at `target` still has the bytes of `fd`, by comparing them.
+
+    A name and a size are no proof: a bit that flipped on the disk would be handed on to every later save of the same
+    bytes, and the good copy, which is here at this moment, would be let go. A blob that cannot be read is none.
+    """
+    fault("adopt:compare")
+    try:
+        existing = os.open(target, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return os.fstat(existing).st_size == size and same_bytes(fd, existing)
+    except OSError:
+        return False
+    finally:
+        os.close(existing)
+
+
 def _link_or_copy(fd: int, path: Path) -> bool:
     try:
         _link(fd, path)
@@ -163,7 +182,7 @@ def _link(fd: int, path: Path) -> None:
         os.close(directory)
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def stat_or_none(path: Path) -> os.stat_result | None:
     try:
         return os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

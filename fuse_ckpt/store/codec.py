@@ -34,6 +34,11 @@ def seal(key: bytes, value: object) -> bytes:
     return _checksum(key, payload) + payload
 
 
+def is_sealed(key: bytes, record: bytes) -> bool:
+    """Whether a record has the checksum that `seal` gave it."""
+    return record[:CHECKSUM] == _checksum(key, record[CHECKSUM:])
+
+
 def unseal(key: bytes, record: bytes, kind: type[T], describe: Callable[[bytes], str]) -> T:
     """The value of a record; CorruptRecord, naming it by `describe(key)`, where its bytes are not what `seal` made."""
     payload = record[CHECKSUM:]

@@ -5,7 +5,7 @@ environment. So it is opened with `lock=False` under flock(locks/index): shared 
 one write transaction. A mutex orders the threads of this process: the map may only be moved (to grow it) while none of
 them is inside a transaction. A transaction therefore belongs to one call on one thread, and must stay short.
 
-An Index does not survive fork(): open the store in the process that uses it.
+An Index survives fork() only between `before_fork` and `after_fork`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fuse_ckpt.errors import CorruptRecord, StoreUnusable
 from . import locks
 from .format import is_read_only, read_only
 from .index_file import make_long_enough
-from .records import Records, Table
+from .records import Records
+from .tables import Table
 
 T = TypeVar("T")
 
@@ -85,6 +86,16 @@ class Index:
     def close(self) -> None:
         with self._mutex:
             self._drop()
+
+    def before_fork(self) -> None:
+        """Wait until no thread is inside LMDB, and let none in: a child cannot close what one was using."""
+        self._mutex.acquire()
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on; in the child, let go of what the parent opened, which is not disturbed by it."""
+        if child:
+            self._drop()
+        self._mutex.release()
 
     def _run(self, work: Callable[[Records], T], *, write: bool) -> T:
         while True:

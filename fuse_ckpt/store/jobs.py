@@ -10,7 +10,7 @@ import uuid_utils
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import JobMounted, UnknownJob
-from fuse_ckpt.model import Job, Run, RunStatus, check_job_name
+from fuse_ckpt.model import Job, Provenance, Run, RunStatus, check_job_name
 
 from . import locks
 from .durable import make_directory
@@ -18,6 +18,7 @@ from .index import Index
 from .layout import Layout
 from .locks import Lock
 from .records import Records
+from .retention import NO_POLICY, parse_policy
 
 LOCK_TRIES = 5  # `job_locked` of another process holds the lock for a few microseconds
 POLL = 0.05  # seconds
@@ -50,6 +51,30 @@ class Jobs:
 
         return self._index.write(work)
 
+    def set_rules(
+        self, name: str, retain: str | None = None, trash_ttl_ns: int | None = None, min_free: int | None = None
+    ) -> Job:
+        """Record what a job's mounts remove by themselves; None leaves it as it is, NO_POLICY and 0 bytes take it back.
+
+        Errors: UnknownJob, InvalidPolicy.
+        """
+        if retain is not None and retain != NO_POLICY:
+            parse_policy(retain)
+
+        def work(records: Records) -> Job:
+            job = _known_job(name, records.job(name))
+            if retain is not None:
+                job = replace(job, retain=None if retain == NO_POLICY else retain)
+            if trash_ttl_ns is not None:
+                job = replace(job, trash_ttl_ns=trash_ttl_ns)
+            if min_free is not None:
+                job = replace(job, min_free=min_free or None)
+            records.put_job(job)
+            return job
+
+        nothing = retain is None and trash_ttl_ns is None and min_free is None
+        return self.job(name) if nothing else self._index.write(work)
+
     def job(self, name: str) -> Job:
         """Errors: UnknownJob."""
         return _known_job(name, self._index.read(lambda records: records.job(name)))
@@ -59,10 +84,19 @@ class Jobs:
         return self._index.read(Records.jobs)
 
     def begin_run(
-        self, job: str, command: Sequence[str], started_ns: int, node: str = "0", parent: str | None = None
+        self,
+        job: str,
+        command: Sequence[str],
+        started_ns: int,
+        node: str = "0",
+        parent: str | None = None,
+        provenance: Provenance | None = None,
     ) -> Run:
         """Record that a run of `job` begins. Errors: UnknownJob."""
-        run = Run(str(uuid_utils.uuid7()), job, tuple(command), started_ns, RunStatus.IN_PROGRESS, node, parent)
+        run = Run(
+            str(uuid_utils.uuid7()), job, tuple(command), started_ns, RunStatus.IN_PROGRESS, node, parent,
+            provenance=provenance,
+        )  # fmt: skip
 
         def work(records: Records) -> Run:
             _known_job(job, records.job(job))

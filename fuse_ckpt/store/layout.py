@@ -48,13 +48,23 @@ class Layout:
         return self.root / "tmp"
 
     @property
+    def reserve(self) -> Path:
+        """A file that is given up so that something can be deleted on a full disk."""
+        return self.root / "reserve"
+
+    @property
+    def incoming(self) -> Path:
+        """What is being pushed, a directory each, under a lock of its own; recover leaves it alone."""
+        return self.root / "incoming"
+
+    @property
     def mounts(self) -> Path:
         return self.root / "mounts"
 
     @property
     def directories(self) -> tuple[Path, ...]:
         """The directories that every store has."""
-        return (self.index, self.blobs, self.manifests, self.jobs, self.locks, self.tmp, self.mounts)
+        return (self.index, self.blobs, self.manifests, self.jobs, self.locks, self.tmp, self.incoming, self.mounts)
 
     def blob(self, digest: str) -> Path:
         """The file of a digest (64 hex characters); CorruptRecord for what is none, and might lead anywhere."""

@@ -160,6 +160,8 @@ def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manif
         def put(records: Records, batch: Sequence[Manifest] = batch, sealed: Sequence[Inodes] = sealed) -> None:
             for manifest, inodes in zip(batch, sealed, strict=True):
                 records.add(manifest, inodes)
+                for tag in manifest.checkpoint.tags:
+                    records.put_tag(tag, manifest.checkpoint.id)
 
         index.write(put)
 

@@ -1,123 +1,49 @@
-"""The tables of the index, inside one transaction.
+"""The index as typed records, inside one transaction.
 
     checkpoints   id                            → Checkpoint         its state is this record's, nobody else's
     manifests     id                            → Manifest
-    by_job        job \\0 id                     → (nothing)
+    by_job        job \\0 id                     → Brief
     by_name       BLAKE3-128(job \\0 name) n     → id                 n: the ordinal, 4 bytes, big-endian
-    blobs         digest                        → Blob
+    tags          tag                           → id
+    blobs         digest                        → Blob               those that a manifest names
     inodes        inode number                  → digest
+    garbage       digest                        → Garbage            its file may be there still, and has to go
+    left          job \\0 BLAKE3-128(job \\0 name) → Left            collected, and perhaps in the working tree
+    totals        "blobs"                       → Totals
+    scans         digest                        → Scan               what loading it would do; may be forgotten
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
+    connections   name                          → Connection
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
-only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again.
+only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again. The last
+row of a name in by_name outlives its checkpoint: a number is not used again.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
-from functools import partial
-from itertools import takewhile
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from uuid import UUID
 
-import lmdb
-from blake3 import blake3
-from msgspec import Struct
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, State
+from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan
 
-from .codec import seal, unseal
-
-T = TypeVar("T")
-NAME_HASH = 16  # bytes
-ORDINAL = struct.Struct(">I")
-INODE = struct.Struct(">Q")
+from . import briefs
+from .codec import is_sealed
+from .listings import Listings
+from .tables import NAME_HASH, ORDINAL, Left, Table, id_of, job_prefix, name_key
 
 
-class Blob(Struct, frozen=True):
-    """How many manifests name a blob (each once, however many of its entries do), and its size."""
-
-    refs: int
-    size: int
-
-
-class Table(StrEnum):
-    CHECKPOINTS = "checkpoints"
-    MANIFESTS = "manifests"
-    BY_JOB = "by_job"
-    BY_NAME = "by_name"
-    BLOBS = "blobs"
-    INODES = "inodes"
-    JOBS = "jobs"
-    RUNS = "runs"
-
-
-KINDS: dict[Table, type] = {
-    Table.CHECKPOINTS: Checkpoint,
-    Table.MANIFESTS: Manifest,
-    Table.BY_NAME: bytes,
-    Table.BLOBS: Blob,
-    Table.INODES: bytes,
-    Table.JOBS: Job,
-    Table.RUNS: Run,
-}
-
-
-def id_key(checkpoint: str) -> bytes | None:
-    """The key of an id; None for a text that is no canonical UUID."""
-    try:
-        key = UUID(checkpoint)
-    except ValueError:
-        return None
-    return key.bytes if str(key) == checkpoint else None
-
-
-def _id(key: bytes) -> str:
-    """str(UUID(bytes=key)), at a sixth of its time: short references are looked for among all ids."""
-    text = key.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def name_key(job: str, name: str) -> bytes:
-    """What the by_name keys of (job, name) begin with: names are longer than LMDB's keys may be."""
-    return blake3(f"{job}\0{name}".encode(errors="surrogateescape")).digest(length=NAME_HASH)
-
-
-def _job_prefix(job: str) -> bytes:
-    return job.encode(errors="surrogateescape") + b"\0"
-
-
-class Records:
-    """The index as typed records. Valid inside the transaction alone.
-
-    A lookup of one record raises CorruptRecord where it is damaged; a listing leaves it out and notes it in `problems`.
-    """
-
-    def __init__(
-        self,
-        transaction: lmdb.Transaction[bytes],
-        tables: Mapping[Table, lmdb._Database],
-        problems: dict[str, None],
-    ) -> None:
-        self._transaction = transaction
-        self._tables = tables
-        self._problems = problems
+class Records(Listings):
+    """Valid inside the transaction alone."""
 
     # checkpoints
 
-    def by_id(self, checkpoint: str) -> Checkpoint | None:
-        """The checkpoint of a full id, unless it is deleted."""
-        key = id_key(checkpoint)
-        found = None if key is None else self._get(Table.CHECKPOINTS, key, Checkpoint)
-        return None if found is None or found.state is State.DELETED else found
-
-    def manifest(self, checkpoint: str) -> Manifest | None:
-        head = self.by_id(checkpoint)
+    def manifest(self, checkpoint: str, *, deleted: bool = False) -> Manifest | None:
+        head = self.by_id(checkpoint, deleted=deleted)
         if head is None:
             return None
         manifest = self._get(Table.MANIFESTS, UUID(checkpoint).bytes, Manifest)
@@ -125,168 +51,147 @@ class Records:
             raise CorruptRecord(f"The index has no manifest of checkpoint {checkpoint}.")
         return replace(manifest, checkpoint=head)
 
-    def checkpoints(self, job: str | None = None) -> Iterator[Checkpoint]:
-        """All checkpoints, deleted ones too, of one job or of all, in the order of their ids."""
-        if job is None:
-            yield from self._scan(Table.CHECKPOINTS, b"", Checkpoint)
-            return
-        prefix = _job_prefix(job)
-        for key in self._keys(Table.BY_JOB, prefix):
-            try:
-                found = self._get(Table.CHECKPOINTS, key[len(prefix) :], Checkpoint)
-            except CorruptRecord as error:
-                self._problems[str(error)] = None
-                continue
-            if found is not None:
-                yield found
-
-    def ids(self) -> Iterator[str]:
-        """All ids in order, also of deleted checkpoints; without reading a record."""
-        return map(_id, self._keys(Table.CHECKPOINTS, b""))
+    def raw_manifests(self, after: str, at_most: int) -> list[tuple[str, bytes | None]]:
+        """The manifests' rows (None: damaged) behind the id `after` ("": from the first one on), by their ids."""
+        first = UUID(after).bytes + b"\0" if after else b""
+        rows = islice(self._from(Table.MANIFESTS, first), at_most)
+        return [(id_of(key), bytes(row) if is_sealed(key, row) else None) for key, row in rows]
 
     def newest_id(self) -> str | None:
         cursor = self._transaction.cursor(db=self._tables[Table.CHECKPOINTS])
-        return _id(cursor.key()) if cursor.last() else None
+        return id_of(cursor.key()) if cursor.last() else None
 
-    def version(self, job: str, name: str, ordinal: int) -> Checkpoint | None:
-        """The `ordinal`-th checkpoint of (job, name), unless it is deleted."""
+    def version(self, job: str, name: str, ordinal: int, *, deleted: bool = False) -> Checkpoint | None:
+        """The `ordinal`-th checkpoint of (job, name), unless it is deleted; with `deleted` that one too."""
         if not 0 < ordinal < 1 << 32:
             return None
         key = name_key(job, name) + ORDINAL.pack(ordinal)
         found = self._get(Table.BY_NAME, key, bytes)
-        return None if found is None else self.by_id(_id(found))
+        return None if found is None else self.by_id(id_of(found), deleted=deleted)
 
-    def newest(self, job: str, name: str) -> Checkpoint | None:
-        """The newest checkpoint of (job, name) that is not deleted."""
-        versions = (self.version(job, name, n) for n in self._ordinals(job, name))
+    def newest(self, job: str, name: str, *, deleted: bool = False) -> Checkpoint | None:
+        """The newest checkpoint of (job, name) that is not deleted; with `deleted` the newest of all."""
+        versions = (self.version(job, name, n, deleted=deleted) for n in self._ordinals(job, name))
         return next((found for found in versions if found is not None), None)
 
     def last_ordinal(self, job: str, name: str) -> int:
         return next(self._ordinals(job, name), 0)
 
+    def tagged(self, tag: str) -> Checkpoint | None:
+        """The checkpoint that has the tag."""
+        found = self._get(Table.TAGS, tag.encode(errors="surrogateescape"), bytes) if tag else None
+        return None if found is None else self.by_id(id_of(found))
+
+    # changing them
+
     def add(self, manifest: Manifest, sealed: Iterable[tuple[InodeKey, str]]) -> None:
         """Record a new checkpoint: it, its manifest, one reference to each of its blobs, its sealed inodes."""
         head = manifest.checkpoint
         key = UUID(head.id).bytes
+        name = name_key(head.job, head.name)
+        self._drop_remnant(name + ORDINAL.pack(head.ordinal - 1))
+        self._put(Table.BY_NAME, name + ORDINAL.pack(head.ordinal), key)
         self.put_checkpoint(head)
         self._put(Table.MANIFESTS, key, manifest)
-        self._transaction.put(_job_prefix(head.job) + key, b"", db=self._tables[Table.BY_JOB])
-        self._put(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal), key)
-        for digest, size in blob_sizes(manifest).items():
-            self._refer(bytes.fromhex(digest), size)
-        for inode, digest in sealed:
-            self._put(Table.INODES, INODE.pack(inode.ino), bytes.fromhex(digest))
+        self.claim(blob_sizes(manifest))
+        self.seal_inodes(sealed)
 
     def put_checkpoint(self, checkpoint: Checkpoint) -> None:
-        self._put(Table.CHECKPOINTS, UUID(checkpoint.id).bytes, checkpoint)
+        """Record what a checkpoint is now; the one way in which it changes."""
+        key = UUID(checkpoint.id).bytes
+        self._put(Table.CHECKPOINTS, key, checkpoint)
+        brief_key = job_prefix(checkpoint.job) + key
+        row = briefs.pack(brief_key, briefs.of(checkpoint))
+        self._transaction.put(brief_key, row, db=self._tables[Table.BY_JOB])
 
-    # blobs
+    def put_tag(self, tag: str, checkpoint: str) -> None:
+        self._put(Table.TAGS, tag.encode(errors="surrogateescape"), UUID(checkpoint).bytes)
 
-    def has_blob(self, digest: str) -> bool:
-        """Whether a record names the digest; also where that record is damaged."""
-        return self._transaction.get(bytes.fromhex(digest), db=self._tables[Table.BLOBS]) is not None
+    def drop_tag(self, tag: str) -> None:
+        self._delete(Table.TAGS, tag.encode(errors="surrogateescape"))
 
-    def digests(self) -> set[str]:
-        """Every digest that a record names."""
-        return {key.hex() for key in self._keys(Table.BLOBS, b"")}
+    def remove(self, manifest: Manifest, inodes: Mapping[str, int], left: Left | None) -> None:
+        """Forget a checkpoint and disclaim its blobs, whose inodes have these numbers.
 
-    def digest_of(self, inode: InodeKey) -> str | None:
-        """The digest that was recorded for an inode. Whether its blob still is that inode only the disk can tell."""
-        found = self._get(Table.INODES, INODE.pack(inode.ino), bytes)
-        return None if found is None else found.hex()
+        `left`: what of its files the working tree holds still, if it does.
+        """
+        head = manifest.checkpoint
+        key = UUID(head.id).bytes
+        self._delete(Table.CHECKPOINTS, key)
+        self._delete(Table.MANIFESTS, key)
+        self._delete(Table.BY_JOB, job_prefix(head.job) + key)
+        if head.ordinal != self.last_ordinal(head.job, head.name):
+            self._delete(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal))
+        if left is not None:
+            self._put(Table.LEFT, job_prefix(head.job) + name_key(head.job, head.name), left)
+        self.disclaim(blob_sizes(manifest), inodes)
+
+    def left(self, job: str, name: str) -> Left | None:
+        return self._get(Table.LEFT, job_prefix(job) + name_key(job, name), Left)
+
+    def all_left(self, job: str) -> set[tuple[str, int, int]]:
+        """The files that a job's collected checkpoints may have left in the working tree."""
+        return {file for left in self._scan(Table.LEFT, job_prefix(job), Left) for file in left.files}
+
+    def left_but(self, job: str, names: Collection[str]) -> list[bytes]:
+        """The keys of what collected checkpoints of other names than `names` left."""
+        kept = {name_key(job, name) for name in names}
+        return [key for key in self._keys(Table.LEFT, job_prefix(job)) if key[-NAME_HASH:] not in kept]
+
+    def forget_left(self, job: str, names: Collection[str]) -> None:
+        for key in self.left_but(job, names):
+            self._delete(Table.LEFT, key)
+
+    def scan(self, digest: str) -> Scan | None:
+        return self._get(Table.SCANS, bytes.fromhex(digest), Scan)
+
+    def put_scan(self, digest: str, scan: Scan) -> None:
+        self._put(Table.SCANS, bytes.fromhex(digest), scan)
 
     # jobs and runs
 
     def job(self, name: str) -> Job | None:
-        return self._get(Table.JOBS, _job_prefix(name)[:-1], Job)
+        return self._get(Table.JOBS, job_prefix(name)[:-1], Job)
 
     def jobs(self) -> list[Job]:
         return list(self._scan(Table.JOBS, b"", Job))
 
     def put_job(self, job: Job) -> None:
-        self._put(Table.JOBS, _job_prefix(job.name)[:-1], job)
+        self._put(Table.JOBS, job_prefix(job.name)[:-1], job)
+
+    def drop_job(self, name: str) -> None:
+        """Forget a job and its runs. Its checkpoints are others' business."""
+        for key in [*self._keys(Table.RUNS, job_prefix(name))]:
+            self._delete(Table.RUNS, key)
+        self.forget_left(name, ())
+        self._delete(Table.JOBS, job_prefix(name)[:-1])
 
     def runs(self, job: str) -> list[Run]:
-        return list(self._scan(Table.RUNS, _job_prefix(job), Run))
+        return list(self._scan(Table.RUNS, job_prefix(job), Run))
 
     def put_run(self, run: Run) -> None:
-        self._put(Table.RUNS, _job_prefix(run.job) + UUID(run.id).bytes, run)
+        self._put(Table.RUNS, job_prefix(run.job) + UUID(run.id).bytes, run)
 
     def drop_run(self, run: Run) -> None:
-        self._transaction.delete(_job_prefix(run.job) + UUID(run.id).bytes, db=self._tables[Table.RUNS])
+        self._delete(Table.RUNS, job_prefix(run.job) + UUID(run.id).bytes)
 
-    # all
+    # reading
 
-    def damage(self) -> list[str]:
-        """A sentence for each record that fails its checksum."""
-        found: dict[str, None] = {}
-        whole = Records(self._transaction, self._tables, found)
-        for table, kind in KINDS.items():
-            for _ in whole._scan(table, b"", kind):
-                pass
-        return list(found)
+    def _drop_remnant(self, key: bytes) -> None:
+        """Drop the by_name row of a number whose checkpoint was collected, now that a higher one tells the number."""
+        try:
+            found = self._get(Table.BY_NAME, key, bytes)
+        except CorruptRecord:
+            return
+        if found is not None and self._transaction.get(found, db=self._tables[Table.CHECKPOINTS]) is None:
+            self._delete(Table.BY_NAME, key)
 
     def _ordinals(self, job: str, name: str) -> Iterator[int]:
         """The ordinals of (job, name), from the last to the first."""
-        prefix = name_key(job, name)
-        cursor = self._transaction.cursor(db=self._tables[Table.BY_NAME])
-        past = cursor.set_range(prefix + b"\xff" * (ORDINAL.size + 1))
-        there = cursor.prev() if past else cursor.last()
-        while there and cursor.key().startswith(prefix):
-            yield int(ORDINAL.unpack(cursor.key()[NAME_HASH:])[0])
-            there = cursor.prev()
-
-    def _refer(self, digest: bytes, size: int) -> None:
-        try:
-            before = self._get(Table.BLOBS, digest, Blob)
-        except CorruptRecord as error:
-            self._problems[str(error)] = None
-            before = None  # a count that is too low is put right by collect, which counts again before it removes
-        self._put(Table.BLOBS, digest, Blob(before.refs + 1 if before else 1, size))
-
-    def _get(self, table: Table, key: bytes, kind: type[T]) -> T | None:
-        raw = self._transaction.get(key, db=self._tables[table])
-        return None if raw is None else unseal(key, raw, kind, partial(_describe, table))
-
-    def _put(self, table: Table, key: bytes, value: object) -> None:
-        self._transaction.put(key, seal(key, value), db=self._tables[table])
-
-    def _keys(self, table: Table, prefix: bytes) -> Iterator[bytes]:
-        cursor = self._transaction.cursor(db=self._tables[table])
-        keys = cursor.iternext(values=False) if cursor.set_range(prefix) else iter(())
-        return takewhile(lambda key: key.startswith(prefix), keys)
-
-    def _items(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._transaction.cursor(db=self._tables[table])
-        if not cursor.set_range(prefix):
-            return
-        for key, value in cursor.iternext():
-            if not key.startswith(prefix):
-                return
-            yield key, value
-
-    def _scan(self, table: Table, prefix: bytes, kind: type[T]) -> Iterator[T]:
-        for key, raw in self._items(table, prefix):
-            try:
-                value = unseal(key, raw, kind, partial(_describe, table))
-            except CorruptRecord as error:
-                self._problems[str(error)] = None
-                continue
-            yield value
+        for key, _ in self._backwards(Table.BY_NAME, name_key(job, name)):
+            yield int(ORDINAL.unpack(key[NAME_HASH:])[0])
 
 
 def blob_sizes(manifest: Manifest) -> dict[str, int]:
     """The distinct digests of a manifest's files, and their sizes."""
     return {entry.digest: entry.size for entry in (*manifest.entries, *manifest.companions) if entry.digest}
-
-
-def _describe(table: Table, key: bytes) -> str:
-    if table in (Table.CHECKPOINTS, Table.MANIFESTS) and len(key) == 16:
-        return f"{table.value[:-1]} {_id(key)}"
-    if table is Table.JOBS:
-        return f"job {key.decode(errors='replace')}"
-    if table is Table.RUNS:
-        return f"a run of job {key.partition(bytes(1))[0].decode(errors='replace')}"
-    if table is Table.BLOBS:
-        return f"blob {key.hex()}"
-    return f"{table.value} {key.hex()}"

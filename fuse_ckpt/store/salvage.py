@@ -74,11 +74,9 @@ def _read(records: Records) -> Iterator[tuple[str, object]]:
     for head in records.checkpoints():
         yield "checkpoint", head
         try:
-            manifest = records.manifest(head.id)
-        except CorruptRecord:
+            yield "manifest", records.manifest(head.id, deleted=True)
+        except CorruptRecord:  # its file may be whole
             continue
-        if manifest is not None:  # a deleted one's is in its file
-            yield "manifest", manifest
 
 
 def main() -> int:

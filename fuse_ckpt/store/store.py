@@ -5,27 +5,29 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection as Bag
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
 import uuid_utils
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import CheckpointLeased, CommitFailed, CorruptRecord, UnknownCheckpoint
+from fuse_ckpt.errors import CommitFailed
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, InodeKey, Kind, Manifest, NewCheckpoint, State
 
 from . import ids, locks, references, upkeep
 from .blobs import Adopted, Blobs
-from .codec import manifest_to_json
-from .durable import replace_file
+from .checks import Checks
+from .connections import Connections
+from .ending import Ending
 from .format import prepare
 from .index import MAP_SIZE, Index
-from .jobs import Jobs
 from .layout import Layout
-from .locks import Lease
+from .lifecycle import known
 from .records import Records, blob_sizes
 
 T = TypeVar("T")
@@ -33,8 +35,8 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Jobs):
-    """A store that is open. Sync, for any thread of the process that opened it; it does not survive fork().
+class Store(Ending, Checks, Connections):
+    """A store that is open. Sync, for any thread of the process that opened it; for fork() see `before_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
     CorruptRecord (a record fails its checksum) and OSError (the disk; ENOSPC where it is full).
@@ -54,6 +56,14 @@ class Store(Jobs):
     def close(self) -> None:
         self._index.close()
 
+    def before_fork(self) -> None:
+        """Just before a fork() after which the child, too, is to read this store; then `after_fork` in both."""
+        self._index.before_fork()
+
+    def after_fork(self, *, child: bool) -> None:
+        """The child's is its own from now on, and opened when it is used; what is being committed is the parent's."""
+        self._index.after_fork(child=child)
+
     def __enter__(self) -> Self:
         return self
 
@@ -71,35 +81,66 @@ class Store(Jobs):
 
     # checkpoints
 
-    def checkpoints(self, job: str | None = None, states: Collection[State] | None = None) -> list[Checkpoint]:
-        """The checkpoints of one job, or of all, in id order; all but the deleted ones unless `states` says which."""
+    def checkpoints(
+        self,
+        job: str | None = None,
+        states: Bag[State] | None = None,
+        limit: int | None = None,
+        name: str | None = None,
+    ) -> list[Checkpoint]:
+        """The checkpoints of one job, or of all, in id order; all but the deleted ones unless `states` says which.
+
+        `limit`: the newest so many alone; `name`: those alone whose NAME fits the glob.
+        """
         wanted = NOT_DELETED if states is None else states
-        return self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in wanted])
+
+        def work(records: Records) -> list[Checkpoint]:
+            return [*islice(records.newest_first(job, wanted, name), limit)][::-1]
+
+        return self._index.read(work)
+
+    def smallest(self, job: str | None, states: Bag[State], by: str, limit: int) -> list[Checkpoint]:
+        """The first `limit` checkpoints in the order of one of SORTABLE; those that do not say come last."""
+        return self._index.read(lambda records: records.smallest(job, states, by, limit))
+
+    def ids(self) -> list[str]:
+        """All ids in order, also of deleted checkpoints; far cheaper than the checkpoints."""
+        return self._index.read(lambda records: list(records.ids()))
 
     def checkpoint(self, checkpoint: str) -> Checkpoint:
         """Errors: UnknownCheckpoint, also for a deleted one."""
-        return _known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
+        return known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
 
     def manifest(self, checkpoint: str) -> Manifest:
         """Errors: UnknownCheckpoint, also for a deleted one."""
-        return _known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
+        return known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
 
-    def newest(self, job: str, name: str) -> Manifest | None:
-        """The newest checkpoint of (job, name) that is not deleted, whatever its state."""
+    def newest(self, job: str, name: str, *, deleted: bool = False) -> Manifest | None:
+        """The newest checkpoint of (job, name) that is not deleted, whatever its state; with `deleted` the newest."""
 
         def work(records: Records) -> Manifest | None:
-            found = records.newest(job, name)
-            return None if found is None else records.manifest(found.id)
+            found = records.newest(job, name, deleted=deleted)
+            return None if found is None else records.manifest(found.id, deleted=deleted)
 
         return self._index.read(work)
 
     def latest(self, job: str) -> Checkpoint | None:
         """The newest available one that is resumable, else the newest available one that holds weights."""
-        return self._index.read(lambda records: references.latest(records.checkpoints(job)))
+
+        def work(records: Records) -> Checkpoint | None:
+            found = references.latest(records.briefs(job, newest_first=True))
+            return None if found is None else records.by_id(found)
+
+        return self._index.read(work)
 
     def best(self, job: str) -> Checkpoint | None:
-        """The available one of the lowest finite evaluation loss; of equals the newest."""
-        return self._index.read(lambda records: references.best(records.checkpoints(job)))
+        """The available one with weights of the lowest evaluation loss, else training loss; of equals the newest."""
+
+        def work(records: Records) -> Checkpoint | None:
+            found = references.best(records.briefs(job))
+            return None if found is None else records.by_id(found)
+
+        return self._index.read(work)
 
     def resolve(self, reference: str) -> Checkpoint:
         """The checkpoint that a person means. Errors: InvalidReference (empty, ambiguous), UnknownCheckpoint."""
@@ -166,40 +207,6 @@ class Store(Jobs):
         recorded = self._index.read(work)
         return {key: digest for key, digest in recorded.items() if digest and self._blobs.is_inode(digest, key)}
 
-    # leases and deletion
-
-    def lease(self, checkpoint: str) -> Lease:
-        """Keep a checkpoint from being deleted until the lease is closed, or we die. Errors: UnknownCheckpoint."""
-        self.checkpoint(checkpoint)
-        lease = locks.lease(self._lease_path(checkpoint), checkpoint)
-        try:
-            self.checkpoint(checkpoint)  # again: a delete may have come first
-        except BaseException:
-            lease.close()
-            raise
-        return lease
-
-    def delete(self, checkpoints: Sequence[str]) -> None:
-        """Delete all of `checkpoints` (ids), or none. Their bytes stay until they are collected.
-
-        Errors: UnknownCheckpoint, CheckpointLeased.
-        """
-        with ExitStack() as held:
-            unique = list(dict.fromkeys(checkpoints))
-            for one in unique:
-                head = self.checkpoint(one)
-                lock = locks.try_exclusive(self._lease_path(one))
-                if lock is None:
-                    raise CheckpointLeased(
-                        f"Checkpoint {one} ({head.job}/{head.name}) is in use by a run: end that first."
-                    )
-                held.enter_context(lock)
-                held.callback(lock.path.unlink, missing_ok=True)  # while it is held: who waits for it opens a new one
-            for manifest in self._index.write(lambda records: [_mark_deleted(one, records) for one in unique]):
-                fault("delete:manifest")
-                with suppress(OSError):  # the index has the say; and on a full disk a delete must not fail
-                    self._write_manifest(manifest)
-
     # upkeep
 
     def recover(self) -> None:
@@ -209,40 +216,7 @@ class Store(Jobs):
         and `problems` says so.
         """
         upkeep.recover(self.layout, self._index)
-
-    def verify(self, checkpoints: Iterable[str] | None = None) -> list[str]:
-        """Read the blobs of `checkpoints` (ids; default: all available ones, and every record) again.
-
-        Returns a sentence for each thing that is not as it was stored. Errors: UnknownCheckpoint.
-        """
-        ids_wanted = (
-            [one.id for one in self.checkpoints(states={State.AVAILABLE})] if checkpoints is None else checkpoints
-        )
-        problems = dict.fromkeys(self._index.read(Records.damage) if checkpoints is None else ())
-        manifests = []
-        for one in ids_wanted:
-            try:
-                manifests.append(self.manifest(one))
-            except UnknownCheckpoint:
-                if checkpoints is not None:
-                    raise  # else it was deleted meanwhile
-            except CorruptRecord as error:
-                problems[str(error)] = None
-        digests = self._index.read(Records.digests)
-        return [*problems, *upkeep.verify(self.layout, manifests, digests)]
-
-    def _write_manifest(self, manifest: Manifest) -> None:
-        path = self.layout.manifest(manifest.checkpoint.id)
-        replace_file(path, manifest_to_json(manifest), self.layout.tmp)
-
-    def _lease_path(self, checkpoint: str) -> Path:
-        return self.layout.lock(f"lease-{checkpoint}")
-
-
-def _known(reference: str, found: T | None) -> T:
-    if found is None:
-        raise UnknownCheckpoint(reference)
-    return found
+        self.keep_reserve()
 
 
 def _describe(new: NewCheckpoint) -> Checkpoint:
@@ -252,7 +226,7 @@ def _describe(new: NewCheckpoint) -> Checkpoint:
         id="", job=new.job, name=new.unit.name, shape=new.unit.shape, ordinal=0, node=new.node,
         state=State.AVAILABLE if new.failure is None else State.FAILED, created_ns=new.created_ns, committed_ns=0,
         size=sum(entry.size for entry in files), files=len(files), metadata=new.metadata, parent=new.parent,
-        run=new.run, failure=new.failure, draft=new.draft,
+        run=new.run, failure=new.failure, draft=new.draft, origin=new.origin,
     )  # fmt: skip
 
 
@@ -264,10 +238,3 @@ def _number(checkpoint: Checkpoint, records: Records) -> Checkpoint:
         ordinal=records.last_ordinal(checkpoint.job, checkpoint.name) + 1,
         committed_ns=time.time_ns(),
     )
-
-
-def _mark_deleted(checkpoint: str, records: Records) -> Manifest:
-    manifest = _known(checkpoint, records.manifest(checkpoint))
-    deleted = replace(manifest.checkpoint, state=State.DELETED)
-    records.put_checkpoint(deleted)
-    return replace(manifest, checkpoint=deleted)

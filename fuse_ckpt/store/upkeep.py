@@ -1,22 +1,26 @@
-"""Clearing away what a crash left behind, and reading everything again to see whether it is still right."""
+"""Clearing away what a crash left behind."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from fuse_ckpt.model import Entry, Manifest
+from fuse_ckpt.errors import CorruptRecord
+from fuse_ckpt.model import State
 
 from . import locks
-from .blobs import digest_of
+from .codec import manifest_from_json
 from .index import Index
 from .layout import Layout
+from .records import Records
 
 STALE = 3600.0  # seconds; nobody takes so long to make a thing in tmp/
 CRASHES_MAX = 8  # manifests without a record; each crash leaves at most one, so more of them mean a lost index
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def recover(layout: Layout, index: Index) -> None:
@@ -27,58 +31,40 @@ def recover(layout: Layout, index: Index) -> None:
         return
     with gc, locks.exclusive(layout.lock("publish")):
         _empty(layout.tmp, before=float("inf"))
-        known, digests = index.read(lambda records: (set(records.ids()), records.digests()))
+        known = index.read(lambda records: set(records.ids()))
         orphans = [path for path in _files(layout.manifests) if path.stem not in known]
-        if len(orphans) > (CRASHES_MAX if known else 1):
-            index.problems[f"{len(orphans)} manifests have no record in the index: nothing was removed."] = None
+        lost = [path for path in orphans if not _was_deleted(path)]  # else collect was cut off
+        if len(lost) > (CRASHES_MAX if known else 1):
+            index.problems[f"{len(lost)} manifests have no record in the index: nothing was removed."] = None
             return
-        _remove_blobs(layout, digests)
         for path in orphans:
+            path.unlink(missing_ok=True)
+    for fan_out in list(layout.blobs.iterdir()):  # a few at a time: somebody may be waiting to commit
+        gc = locks.try_exclusive(layout.lock("gc"))
+        if gc is None:
+            return
+        with gc, locks.exclusive(layout.lock("publish")):
+            _remove_blobs(fan_out, index)
+
+
+def _remove_blobs(fan_out: Path, index: Index) -> None:
+    """Remove those of one directory that no manifest names."""
+    paths = list(_files(fan_out))
+
+    def named(records: Records) -> set[str]:
+        return {path.name for path in paths if DIGEST.fullmatch(path.name) and records.has_blob(path.name)}
+
+    known = index.read(named) if paths else set()
+    for path in paths:
+        if path.name not in known:
             path.unlink(missing_ok=True)
 
 
-def verify(layout: Layout, manifests: Sequence[Manifest], digests: set[str]) -> list[str]:
-    """A sentence for each file of `manifests` whose blob is missing, damaged, or named by no record (`digests`)."""
-    verdicts: dict[str, str] = {}
-    problems = []
-    for manifest in manifests:
-        for entry in (*manifest.entries, *manifest.companions):
-            if not entry.digest:
-                continue
-            if entry.digest not in verdicts:
-                verdicts[entry.digest] = _verdict(layout, entry, entry.digest in digests)
-            if verdicts[entry.digest]:
-                head = manifest.checkpoint
-                problems.append(f"{head.id} ({head.job}/{head.name}): {entry.path!r}: {verdicts[entry.digest]}.")
-    return problems
-
-
-def _verdict(layout: Layout, entry: Entry, recorded: bool) -> str:
-    """What is wrong with a blob; "" where nothing is."""
+def _was_deleted(path: Path) -> bool:
     try:
-        fd = os.open(layout.blob(entry.digest), os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return f"blob {entry.digest} is missing"
-    except OSError as error:
-        return f"blob {entry.digest} cannot be read: {error.strerror}"
-    try:
-        size = os.fstat(fd).st_size
-        if size != entry.size:
-            return f"blob {entry.digest} has {size} bytes instead of {entry.size}"
-        if digest_of(fd) != entry.digest:
-            return f"blob {entry.digest} is damaged: its bytes have another digest"
-    except OSError as error:
-        return f"blob {entry.digest} cannot be read: {error.strerror}"
-    finally:
-        os.close(fd)
-    return "" if recorded else f"blob {entry.digest} has no record in the index"
-
-
-def _remove_blobs(layout: Layout, digests: set[str]) -> None:
-    for fan_out in layout.blobs.iterdir():
-        for path in _files(fan_out):
-            if path.name not in digests:
-                path.unlink(missing_ok=True)
+        return manifest_from_json(path.read_bytes(), path.name).checkpoint.state is State.DELETED
+    except (OSError, CorruptRecord):
+        return False
 
 
 def _files(directory: Path) -> Iterator[Path]:

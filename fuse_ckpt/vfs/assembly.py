@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from fuse_ckpt.staging import Area
-from fuse_ckpt.store import Store
+from fuse_ckpt.store import Store, Uses
 from fuse_ckpt.vfs.files import WorkFiles
 from fuse_ckpt.vfs.filesystem import Filesystem
 from fuse_ckpt.vfs.inodes import InodeTable
@@ -19,6 +19,7 @@ def job_filesystem(
     job: str,
     root_fd: int,
     area: Area,
+    uses: Uses,
     forget_name: Callable[[int, bytes], None],
     *,
     show: bool = False,
@@ -27,19 +28,19 @@ def job_filesystem(
 ) -> Filesystem:
     """A job's output directory with its checkpoints, and `also` one of another job, its input.
 
-    `forget_name(node id, name)` makes the kernel look a name up again; `show` lists `.checkpoints` in the root;
-    with `durable` a close waits for the disk.
-    `root_fd` stays the caller's.
+    `forget_name(node id, name)` makes the kernel look a name up again; `uses` is told which checkpoints the kernel
+    knows; `show` lists `.checkpoints` in the root; with `durable` a close waits for the disk. `root_fd` and `uses` stay
+    the caller's.
     """
     table = InodeTable()
     output = OutputTree(table, root_fd, area, forget_name)
     files = WorkFiles(output, str(store.layout.job(job)), forget_name, durable)
-    views = Views(table, store, os.geteuid(), os.getegid(), also)
+    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid(), also)
     return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
 
 
-def browse_filesystem(store: Store, disk_fd: int) -> Filesystem:
+def browse_filesystem(store: Store, disk_fd: int, uses: Uses, forget_name: Callable[[int, bytes], None]) -> Filesystem:
     """Every job's checkpoints, read-only, by job."""
     table = InodeTable()
-    views = Views(table, store, os.geteuid(), os.getegid())
+    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid())
     return Filesystem(table, views, None, None, job=None, disk_fd=disk_fd)

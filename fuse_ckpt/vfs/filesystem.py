@@ -42,7 +42,7 @@ class Filesystem:
         show_checkpoints: bool = False,
     ) -> None:
         self._table = table
-        self._views = views
+        self.views = views
         self._output_tree = output
         self._work_files = files
         self._job = job
@@ -67,9 +67,9 @@ class Filesystem:
     def lookup(self, parent_nid: int, name: bytes) -> Attributes:
         parent = self._table[parent_nid]
         if isinstance(parent, ViewInode):
-            return self._views.lookup(parent, os.fsdecode(name))
+            return self.views.lookup(parent, os.fsdecode(name))
         if parent.nid == ROOT and name == VIEW_NAME:
-            return self._views.found(self._views.root(self._job))
+            return self.views.found(self.views.root(self._job))
         return self._output.lookup(self._work(parent), name)
 
     def forget(self, nid: int, count: int) -> None:
@@ -109,7 +109,7 @@ class Filesystem:
     def readlink(self, nid: int) -> bytes:
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return os.fsencode(self._views.target(inode))
+            return os.fsencode(self.views.target(inode))
         return self._output.readlink(self._work(inode))
 
     # -- attributes ---------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Filesystem:
     def getattr(self, nid: int) -> Attributes:
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return self._views.attributes(inode)
+            return self.views.attributes(inode)
         return self._output.attributes(self._work(inode))
 
     async def setattr(self, nid: int, changes: Changes, fh: int | None, caller: Caller) -> Attributes:
@@ -168,7 +168,7 @@ class Filesystem:
         """Open a file in this step; None where it is sealed and must be copied first."""
         inode = self._table[nid]
         if isinstance(inode, ViewInode):
-            return self.handles.add(self._views.open(inode, flags))
+            return self.handles.add(self.views.open(inode, flags))
         handle = self._files.open_now(self._work(inode), flags, caller)
         return None if handle is None else self.handles.add(handle)
 
@@ -236,7 +236,7 @@ class Filesystem:
         listing = self._listings[fh]
         if rewound or not listing.filled:
             inode = self._table[listing.nid]
-            listing.names = self._views.names(inode) if isinstance(inode, ViewInode) else self._work_names(inode)
+            listing.names = self.views.names(inode) if isinstance(inode, ViewInode) else self._work_names(inode)
             listing.filled = True
         return listing.nid, listing.names
 

@@ -230,6 +230,8 @@ class OutputTree:
 
     def _attributes(self, inode: WorkInode, status: os.stat_result) -> Attributes:
         hidden = 0 if inode.fd is not None else self.area.sealed.hidden_links(inode.inode_key, status.st_nlink)
+        if inode.names:
+            hidden = min(hidden, status.st_nlink - 1)  # the blob may have been collected a moment ago
         found = of_status(inode.nid, status, hidden, 0.0 if self._is_unsettled(inode) else TIMEOUT, TIMEOUT)
         if found.nlink > 1 and inode.fd is None:
             found.entry_timeout = 0.0  # each name is looked up anew: a write by one of them may give all another inode

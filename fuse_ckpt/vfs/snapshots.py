@@ -42,6 +42,7 @@ class Node:
     target: str = ""  # a symlink
     same: tuple[str, str] | None = None
     lasting: bool = True  # False: the kernel must ask again each time, it may be gone or another
+    checkpoint: str = ""  # the id of the one that it is in
     tree: Tree | None = None  # a directory of a checkpoint: what is below it, whatever becomes of the record
     inner: Path = ()  # where in `tree` it is
 
@@ -50,6 +51,7 @@ class Tree:
     """Entries as a tree of directories: each path, with the directories that no entry names made up."""
 
     def __init__(self, entries: Iterable[tuple[str, Entry]], root_mtime_ns: int, checkpoint_id: str) -> None:
+        self._checkpoint = checkpoint_id
         self._nodes: dict[str, Node] = {"": Node(DIRECTORY_MODE, root_mtime_ns)}
         self._children: dict[str, dict[str, None]] = {"": {}}
         for path, entry in entries:
@@ -62,7 +64,9 @@ class Tree:
 
     def node(self, path: Path) -> Node | None:
         found = self._nodes.get("/".join(path))
-        return found if found is None or not stat.S_ISDIR(found.mode) else replace(found, tree=self, inner=path)
+        if found is None or not stat.S_ISDIR(found.mode):
+            return found
+        return replace(found, checkpoint=self._checkpoint, tree=self, inner=path)
 
     def names(self, path: Path) -> list[str]:
         return list(self._children.get("/".join(path), ()))
@@ -223,8 +227,9 @@ def _node_of(entry: Entry, checkpoint_id: str) -> Node:
         return Node(DIRECTORY_MODE, entry.mtime_ns)
     if entry.kind is Kind.SYMLINK:
         size = len(entry.target.encode(errors="surrogateescape"))
-        return Node(stat.S_IFLNK | 0o777, entry.mtime_ns, size, target=entry.target)
+        return Node(stat.S_IFLNK | 0o777, entry.mtime_ns, size, target=entry.target, checkpoint=checkpoint_id)
     mode = stat.S_IFREG | ((entry.mode | 0o444) & ~0o222 & 0o777)
     return Node(
-        mode, entry.mtime_ns, entry.size, digest=entry.digest, same=(checkpoint_id, entry.path + ":" + entry.digest)
-    )
+        mode, entry.mtime_ns, entry.size, digest=entry.digest, same=(checkpoint_id, entry.path + ":" + entry.digest),
+        checkpoint=checkpoint_id,
+    )  # fmt: skip

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 
 from fuse_ckpt.errors import CorruptBlob
-from fuse_ckpt.store import Store
+from fuse_ckpt.model import Checkpoint, State
+from fuse_ckpt.store import Store, Uses
 from fuse_ckpt.vfs.attributes import Attributes
 from fuse_ckpt.vfs.handles import ViewFile, read_only
 from fuse_ckpt.vfs.inodes import Inode, InodeTable
 from fuse_ckpt.vfs.snapshots import DIRECTORY_MODE, Node, Snapshots
 
+PUSHED = ".pushed"  # among the jobs, where no job can be called so: the checkpoints that belong to none
 LASTING = 3600.0  # seconds; committed bytes and names never change
+_SHOWN = frozenset({State.AVAILABLE, State.FAILED})
 
 ViewKey = tuple[str, ...]
 
@@ -26,20 +30,38 @@ class ViewInode(Inode):
         self.view = view
         self.path = path
         self.node = node
+        self.dropped: Callable[[], None] = lambda: None
+
+    def drop(self) -> list[Inode]:
+        self.dropped()
+        return []
 
 
 class Views:
     """The read view as inodes: of one job below `.checkpoints`, or of all jobs. `uid`, `gid`: the mount's owner.
 
-    `also`: a checkpoint that is shown by id whatever its job, for it is the mount's input.
+    `also`: a checkpoint that is shown by id whatever its job, for it is the mount's input. `uses` is told of every
+    checkpoint of which the kernel knows a place; `forget_name` makes the kernel look a name up again.
     """
 
-    def __init__(self, table: InodeTable, store: Store, uid: int, gid: int, also: str | None = None) -> None:
+    def __init__(
+        self,
+        table: InodeTable,
+        store: Store,
+        uses: Uses,
+        forget_name: Callable[[int, bytes], None],
+        uid: int,
+        gid: int,
+        also: str | None = None,
+    ) -> None:
         self._table = table
         self._store = store
+        self._uses = uses
+        self._forget_name = forget_name
         self._uid, self._gid = uid, gid
         self._also = also
         self._snapshots: dict[str, Snapshots] = {}
+        self._known: dict[str, set[ViewInode]] = {}  # of each checkpoint of which the kernel knows anything
 
     def root(self, job: str | None) -> ViewInode:
         """The top of one job's view, or of the list of jobs."""
@@ -48,9 +70,9 @@ class Views:
 
     def lookup(self, parent: ViewInode, name: str) -> Attributes:
         if parent.view is None:
-            if name not in {job.name for job in self._store.jobs()}:
+            if name not in self._jobs():
                 raise _missing()
-            return self.found(self.root(name))
+            return self.found(self.root("" if name == PUSHED else name))
         path = (*parent.path, name)
         tree = parent.node.tree
         node = parent.view.node(path) if tree is None else tree.node((*parent.node.inner, name))
@@ -92,7 +114,7 @@ class Views:
 
     def names(self, inode: ViewInode) -> list[bytes]:
         if inode.view is None:
-            return [os.fsencode(job.name) for job in self._store.jobs()]
+            return [os.fsencode(name) for name in self._jobs()]
         tree = inode.node.tree
         names = inode.view.names(inode.path) if tree is None else tree.names(inode.node.inner)
         return [os.fsencode(name) for name in names]
@@ -107,6 +129,33 @@ class Views:
             inode.handles -= 1
             raise
 
+    def forget(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint was deleted: have the kernel let go of all of it that nobody uses.
+
+        To be said again as long as somebody does: what was in use stays in the kernel's memory when it is no more.
+        """
+        directories = [one for one in self._known.get(checkpoint.id, ()) if one.node.tree is not None]
+        inside = [(one.nid, name) for one in directories for name in self.names(one)]
+        for directory, name in inside + self._doors(checkpoint):
+            self._forget_name(directory, name)
+
+    def _doors(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
+        """The names of its root, which lie in the view's own directories."""
+        inside = f"by-name/{checkpoint.name}@{checkpoint.ordinal}", f"by-id/{checkpoint.id}", f"layout/{checkpoint.id}"
+        found = []
+        for job in self._snapshots:
+            for path in inside:
+                above, _, name = path.rpartition("/")
+                parent = self._table.find(("view", job, *above.split("/")))
+                if parent is not None and self._table.find(("view", job, *path.split("/"))) is not None:
+                    found.append((parent.nid, os.fsencode(name)))
+        return found
+
+    def _jobs(self) -> list[str]:
+        """What the list of jobs holds."""
+        pushed = [PUSHED] if self._store.checkpoints("", states=_SHOWN) else []
+        return [*pushed, *(job.name for job in self._store.jobs())]
+
     def _blob(self, digest: str) -> int:
         try:
             return os.open(self._store.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -117,11 +166,24 @@ class Views:
         inode = self._table.find(key)
         if inode is None:
             view = None if job is None else self._snapshots.setdefault(job, Snapshots(self._store, job, self._also))
-            make: Callable[[int], Inode] = lambda nid: ViewInode(nid, key, view, path, node)  # noqa: E731
-            inode = self._table.add(key, make)
+            if node.checkpoint:
+                self._uses.hold(node.checkpoint)
+            made = self._table.add(key, lambda nid: ViewInode(nid, key, view, path, node))
+            assert isinstance(made, ViewInode)
+            if node.checkpoint:
+                self._known.setdefault(node.checkpoint, set()).add(made)
+                made.dropped = partial(self._forgotten, node.checkpoint, made)
+            inode = made
         assert isinstance(inode, ViewInode)
         inode.node = node
         return inode
+
+    def _forgotten(self, checkpoint: str, inode: ViewInode) -> None:
+        known = self._known[checkpoint]
+        known.remove(inode)
+        if not known:
+            del self._known[checkpoint]
+        self._uses.release(checkpoint)
 
 
 def _missing() -> OSError:

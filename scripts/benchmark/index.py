@@ -69,12 +69,21 @@ def _checkpoint(job: str, number: int, entry: Entry) -> NewCheckpoint:
 
 
 def _commands(root: Path, count: int) -> list[Figure]:
+    """What only reads the index, as whole processes."""
     with Store.open(root) as store:
-        rows = f"{len(store.checkpoints(LISTED)):,} rows of {count:,}"
-    command = [*PROGRAM, "--store", str(root), "training", "checkpoints", LISTED]
+        listed = store.checkpoints(LISTED)
+        store.tag(listed[0].id, "tagged")
+    rows = f"{len(listed):,} rows of {count:,}"
+    asked = {f"training checkpoints {LISTED}{options}": rows for options in ("", " --json")}
+    references = (f"{VIEWED}:latest", f"{VIEWED}:best", "tagged", listed[-1].id[-8:], f"{LISTED}/{listed[0].name}@1")
+    asked |= {f"checkpoint inspect {reference}": f"of {count:,}" for reference in references}
+    lists = ("--limit 50", "--tag tagged", "--status deleted", "--name nothing* --limit 9", "--sort step --limit 9")
+    asked |= {f"checkpoint list {options}": f"of {count:,}" for options in lists}
+    asked |= dict.fromkeys(("training list", f"training inspect {VIEWED}", "stats --json"), f"of {count:,}")
+    command = [*PROGRAM, "--store", str(root)]
     return [
-        Figure(f"training checkpoints{options}, {rows}", "s", _processes([*command, *options.split()]), "≤ 0.5 s")
-        for options in ("", " --json")
+        Figure(f"{words}, {what}", "s", _processes([*command, *words.split()]), "≤ 0.4 s")
+        for words, what in asked.items()
     ]
 
 

@@ -47,7 +47,8 @@ class Shelf:
         links: Mapping[str, str] | None = None,
         **more: Any,
     ) -> Checkpoint:
-        self.store.ensure_job(job, BORN_NS)
+        if job:  # "" is the job of pushed checkpoints
+            self.store.ensure_job(job, BORN_NS)
         entries = [
             self._file(path, data) for path, data in (files or {"ckpt.pt": name.encode(errors="replace")}).items()
         ]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,11 +12,11 @@ from typing import Any
 import click
 import pytest
 
-from fuse_ckpt.cli import access, app
+from fuse_ckpt.cli import access, app, examples
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "fuse_ckpt")
-HEAVY = ("rich", "trio", "pyfuse3", "torch", "transformers")
+HEAVY = ("rich", "trio", "pyfuse3", "obstore", "torch", "transformers")
 
 
 def separate(shelf: Any, **environment: str) -> dict[str, Any]:
@@ -37,15 +39,49 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield (*path, name)
 
 
+OWN_EXIT_CODES: dict[tuple[str, ...], str] = {
+    ("training", "run"): "Exit codes: COMMAND's own; 128 + n where signal n killed it; 126",
+    ("checkpoint", "show"): "Exit codes: 0 done, 1 a file asks for more memory or time than is given, 2 usage, 3 not",
+    ("checkpoint", "diff"): "Exit codes: 0 done, 1 a file asks for more memory or time than is given, 2 usage, 3 not",
+    ("checkpoint", "scan"): "Exit codes: 0 safe",
+    ("checkpoint", "verify"): "Exit codes: 0 all is well, 1 failed, 2 usage, 3 not found, 4 corrupt",
+}
+
+
 @pytest.mark.parametrize("path", list(commands(app.program)), ids=" ".join)
 def test_every_help_tells_the_exit_codes(program: Any, path: tuple[str, ...]) -> None:
     result = program(*path, "--help")
     assert (result.code, result.err) == (0, "")
     said = " ".join(result.out.split())
-    if path == ("training", "run"):
-        assert "Exit codes: COMMAND's own; 128 + n where signal n killed it; 126" in said
+    assert OWN_EXIT_CODES.get(path, "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy") in said
+
+
+@pytest.mark.parametrize("path", list(commands(app.program)), ids=" ".join)
+def test_the_help_of_every_command_shows_its_use(program: Any, path: tuple[str, ...]) -> None:
+    command: Any = app.program
+    for word in path:
+        command = command.commands[word]
+    out = program(*path, "--help").out
+    if isinstance(command, click.Group):
+        assert "Commands:" in out
     else:
-        assert "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 busy" in said
+        assert "Example" in out
+        shown = [line.strip() for line in out.splitlines() if line.startswith("    ") and "fuse-ckpt" in line]
+        assert any(f"fuse-ckpt {' '.join(path)}" in line for line in shown), shown
+
+
+@pytest.mark.parametrize("words", sorted(examples.EXAMPLES))
+def test_every_example_is_understood(words: str) -> None:
+    """Its options and arguments are parsed, nothing is run."""
+    for line, _ in examples.EXAMPLES[words]:
+        inner = re.sub(r"""^eval "\$\((.*?)\)".*""", r"\1", line)
+        parts = shlex.split(re.split(r" \| | && | > ~", inner)[0])
+        assert parts[0] == "fuse-ckpt"
+        command: click.Command = app.program
+        arguments = parts[1:]
+        while isinstance(command, click.Group):
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        command.make_context(words, arguments)
 
 
 def test_the_help_shows_what_is_built_and_nothing_else() -> None:
@@ -53,6 +89,8 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "",
         "training",
         "training run",
+        "training delete",
+        "training fetch",
         "training checkpoints",
         "training list",
         "training inspect",
@@ -61,7 +99,28 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "checkpoint inspect",
         "checkpoint fetch",
         "checkpoint pull",
+        "checkpoint export",
+        "checkpoint push",
         "checkpoint delete",
+        "checkpoint restore",
+        "checkpoint tag",
+        "checkpoint untag",
+        "checkpoint pin",
+        "checkpoint unpin",
+        "checkpoint gc",
+        "checkpoint show",
+        "checkpoint diff",
+        "checkpoint scan",
+        "checkpoint verify",
+        "checkpoint wait",
+        "checkpoint watch",
+        "checkpoint lineage",
+        "checkpoint plot",
+        "storage",
+        "storage create",
+        "storage list",
+        "storage probe",
+        "storage delete",
         "mount",
         "umount",
         "browse",
@@ -69,6 +128,7 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "doctor",
         "index",
         "index rebuild",
+        "completion",
     }
 
 

@@ -13,7 +13,8 @@ from fuse_ckpt.model import Metadata, RunStatus, Shape
 
 def test_a_checkpoint_is_inspected_as_yaml_and_as_json_alike(program: Any, shelf: Any) -> None:
     parent = shelf.put()
-    said = Metadata(5, 0.5, None, "Llama", "5.1", inference_ready=True, resumable=True, notes=("a: note",))
+    said = Metadata(5, 0.5, None, "Llama", "5.1", inference_ready=True, resumable=True, notes=("a: note",),
+                    format="torch zip", tensors=7, epoch=1.5)  # fmt: skip
     found = shelf.put(
         "checkpoint-5",
         {"config.json": b"{}", "model/a.bin": b"x" * 2048},
@@ -31,6 +32,7 @@ def test_a_checkpoint_is_inspected_as_yaml_and_as_json_alike(program: Any, shelf
     assert (status["status"], status["size"], status["sizeBytes"]) == ("available", "2 KB", 2050)
     assert status["createdAt"] == "2025-06-05 09:07:43.816 +0000 UTC"
     assert (status["parentID"], status["resumable"], status["notes"]) == (parent.id, True, ["a: note"])
+    assert (status["epoch"], status["format"], status["tensors"]) == (1.5, "torch zip", 7)
     assert "failure" not in status
     assert status["files"] == [
         {"path": "config.json", "size": "2 bytes", "sizeBytes": 2, "digest": blake3(b"{}").hexdigest()},

@@ -43,8 +43,8 @@ class Started:
         self._out = top / f"out{number}"
         self._err = top / f"err{number}"
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            chosen: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err} | more
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, env=env, cwd="/", **chosen)
+            chosen: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": err, "cwd": "/"} | more
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, env=env, **chosen)
 
     @property
     def pid(self) -> int:
@@ -146,11 +146,12 @@ class Desk:
         return found
 
     def committed(self, job: str) -> list[Checkpoint]:
-        """The store's own word on a job, whatever their states, oldest first; none as long as there is no store."""
+        """The store's own word on a job ("": on what was pushed), whatever their states, oldest first; none as long as
+        there is no store."""
         if not (self.store / "format").exists():
             return []
         with Store.open(self.store) as store:
-            return store.checkpoints(job) if job in {known.name for known in store.jobs()} else []
+            return store.checkpoints(job) if job in {"", *(known.name for known in store.jobs())} else []
 
     def wait_for(self, job: str, n: int) -> list[Checkpoint]:
         """Wait for at least `n` checkpoints of a job."""

@@ -60,6 +60,23 @@ def test_the_store_is_shown_by_job_with_the_bytes_that_were_saved(browsed: Path,
     assert not (browsed / "one" / "by-id" / found.id).exists()
 
 
+def test_what_was_pushed_is_shown_where_no_job_can_be(browsed: Path, desk: Desk, tmp_path: Path) -> None:
+    assert ".pushed" not in os.listdir(browsed)
+    assert not (browsed / ".pushed").exists()
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    assert desk.cli("checkpoint", "push", "base", "--file", str(tmp_path / "model.bin")).returncode == 0
+    assert sorted(os.listdir(browsed)) == [".pushed", "one", "two"]
+    assert (browsed / ".pushed/by-name/base@1/model.bin").read_bytes() == b"weights"
+    (found,) = desk.committed("")
+    assert os.listdir(browsed / ".pushed/by-id" / found.id) == ["model.bin"]
+    assert not (browsed / "one/by-id" / found.id).exists()
+    copied = desk.cli("checkpoint", "push", "again", "--file", str(browsed / "two/by-name/step_1@1"))
+    assert copied.returncode == 0, copied.stderr
+    assert sorted(os.listdir(browsed / ".pushed/by-name")) == ["again@1", "base@1"]
+    assert desk.cli("checkpoint", "delete", "base", "again", "--yes").returncode == 0
+    assert ".pushed" not in os.listdir(browsed)
+
+
 def test_it_can_be_walked_whole_and_what_is_listed_is_there(browsed: Path) -> None:
     files = [Path(top, name) for top, _, names in os.walk(browsed) for name in names]
     assert {"a.bin", "m.bin", "n.bin"} <= {path.name for path in files}

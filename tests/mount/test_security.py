@@ -15,7 +15,7 @@ import pytest
 
 from fuse_ckpt.model import Entry, Kind, Metadata, NewCheckpoint, Shape, Unit
 from fuse_ckpt.store import Store
-from fuse_ckpt.store.records import Table
+from fuse_ckpt.store.tables import Table
 from tests.conftest import MountJob
 from tests.mount.harness import Mount, wait_until, walk_files
 from tests.mount.runs import Desk, one_line, python

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 
@@ -84,3 +87,33 @@ def test_waiting_for_a_job_ends_at_its_time(store: Store) -> None:
 def test_a_lock_cannot_lie_outside_the_store(store: Store) -> None:
     with pytest.raises(InvalidJobName):
         store.lock_job("../../job")
+
+
+def test_a_forked_child_holds_none_of_its_parents_locks(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from fuse_ckpt.store import locks
+path = Path(sys.argv[1])
+held, kept = locks.exclusive(path / "one"), locks.exclusive(path / "other")
+told, tell = os.pipe()
+heard, hear = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(hear, b".")
+    held.close()  # a descriptor that is another file's by now must not be closed
+    os.read(told, 1)
+    print(locks.is_held(path / "one"), locks.is_held(path / "other"), flush=True)
+    os._exit(0)
+os.read(heard, 1)
+held.close()
+again = locks.try_exclusive(path / "one")
+print(again is not None, flush=True)
+os.write(tell, b".")
+os.waitpid(child, 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "True\nTrue True\n"

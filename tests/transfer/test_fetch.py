@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -8,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from fuse_ckpt.errors import Busy, Corrupt, CorruptBlob, FuseCkptError, NotFound, UnknownCheckpoint, UsageError
-from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Shape, Unit
+from fuse_ckpt.model import Checkpoint, Entry, Kind
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import fetch
-
-NS = 1_700_000_000_123_456_789
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store")
+from fuse_ckpt.transfer import copying, fetch
+from tests.transfer.conftest import NS, file, publish
 
 
 @pytest.fixture
@@ -25,26 +20,6 @@ def out(tmp_path: Path) -> Path:
     """Where nothing is yet, in a directory that holds nothing else."""
     (tmp_path / "there").mkdir()
     return tmp_path / "there/out"
-
-
-def file(store: Store, path: str, data: bytes, mode: int = 0o644) -> Entry:
-    source = store_scratch(store) / "source"
-    source.write_bytes(data)
-    adopted = store.adopt(source)
-    source.unlink()
-    return Entry(path, Kind.FILE, mode, NS, size=len(data), digest=adopted.digest)
-
-
-def store_scratch(store: Store) -> Path:
-    scratch = store.blob_path("0" * 64).parents[2] / "jobs"
-    scratch.mkdir(exist_ok=True)
-    return scratch
-
-
-def publish(store: Store, entries: Sequence[Entry]) -> Checkpoint:
-    store.ensure_job("job", 0)
-    unit = Unit("checkpoint-1", Shape.DIRECTORY)
-    return store.publish(NewCheckpoint("job", unit, "0", NS, Metadata(), tuple(entries)))
 
 
 def tree(root: Path) -> list[str]:
@@ -164,6 +139,7 @@ class Forged:
 
         self.lease = store.lease
         self.blob_path = store.blob_path
+        self.layout = store.layout
         self.manifest = lambda id: Manifest(checkpoint, tuple(entries))
 
 
@@ -189,27 +165,115 @@ def test_damaged_bytes_leave_the_destination_as_it_was(store: Store, out: Path, 
         assert (out / "b").read_bytes() == b"mine"
 
 
-def test_an_interrupted_fetch_leaves_nothing(store: Store, out: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+def interrupted_after(count: int) -> copying.Progress:
+    """Ctrl-C, at that many bytes."""
 
-    with pytest.raises(KeyboardInterrupt):
-        fetch(store, publish(store, [file(store, "a", b"x")]), out, progress=interrupt)
-    assert os.listdir(out.parent) == []
+    def progress(done: int, total: int) -> None:
+        if done >= count:
+            raise KeyboardInterrupt
+
+    return progress
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_what_a_killed_fetch_left_is_swept_away(store: Store, out: Path, exists: bool) -> None:
-    checkpoint = publish(store, [file(store, "a", b"x")])
+def test_an_interrupted_fetch_is_gone_on_with(store: Store, out: Path, exists: bool) -> None:
+    if exists:
+        out.mkdir()
+    files = {"d/a": b"12345", "d/b": b"67890", "c": b"c"}
+    checkpoint = publish(store, [file(store, path, data) for path, data in files.items()])
+    with pytest.raises(KeyboardInterrupt):
+        fetch(store, checkpoint, out, progress=interrupted_after(11))
+    left = next(path for path in out.parent.rglob("*partial*"))
+    inodes = {path: (left / path).stat().st_ino for path in ("c", "d/a")}
+    seen: list[tuple[int, int]] = []
+    done = fetch(store, checkpoint, out, progress=lambda *now: seen.append(now))
+    assert (done.files, done.kept, seen[-1]) == (3, 3, (11, 11))
+    assert {path: (out / path).read_bytes() for path in files} == files
+    assert {path: (out / path).stat().st_ino for path in inodes} == inodes
+    assert os.listdir(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_a_killed_fetch_left_is_kept_where_it_is_right(store: Store, out: Path, exists: bool) -> None:
+    checkpoint = publish(store, [file(store, "a", b"right"), file(store, "b", b"right"), file(store, "c/d", b"right")])
     left = out.parent / f"out.partial-{checkpoint.id}"
     if exists:
         left = out / f".partial-{checkpoint.id}"
-    (left / "deep").mkdir(parents=True)
+    (left / "deep/er").mkdir(parents=True)
     (left / "deep/half").write_bytes(b"ha")
-    (left / "a").write_bytes(b"lf")
-    fetch(store, checkpoint, out)
-    assert tree(out) == ["a"]
+    (left / "a").write_bytes(b"wrong")
+    (left / "b").write_bytes(b"right")
+    (left / "c").mkdir()
+    (left / "c/d").write_bytes(b"ri")
+    kept = (left / "b").stat().st_ino
+    assert fetch(store, checkpoint, out).kept == 1
+    assert tree(out) == ["a", "b", "c", "c/d"]
+    assert {(out / name).read_bytes() for name in ("a", "b", "c/d")} == {b"right"}
+    assert ((out / "b").stat().st_ino, (out / "b").stat().st_mtime_ns) == (kept, NS)
     assert os.listdir(out.parent) == ["out"]
+
+
+def test_links_that_somebody_put_into_a_partial_are_not_followed(store: Store, out: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"right")
+    checkpoint = publish(store, [file(store, "a", b"right"), file(store, "d/b", b"right"), file(store, "c", b"right")])
+    left = out.parent / f"out.partial-{checkpoint.id}"
+    left.mkdir()
+    (left / "a").symlink_to(elsewhere / "file")
+    (left / "d").symlink_to(elsewhere)
+    os.link(elsewhere / "file", left / "c")
+    assert fetch(store, checkpoint, out).kept == 0
+    assert tree(elsewhere) == ["file"]
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+    (out / "c").chmod(0o600)
+    (out / "c").write_bytes(b"mine")
+    assert (elsewhere / "file").read_bytes() == b"right"
+
+
+def test_another_choice_of_files_takes_what_an_interrupted_one_left_away(store: Store, out: Path) -> None:
+    checkpoint = publish(store, [file(store, "a.json", b"{}"), file(store, "b/c.bin", b"c")])
+    with pytest.raises(KeyboardInterrupt):
+        fetch(store, checkpoint, out, progress=interrupted_after(3))
+    fetch(store, checkpoint, out, include=["*.json"])
+    assert tree(out) == ["a.json"]
+
+
+def test_a_disk_with_too_little_room_is_refused_before_a_byte_is_written(
+    store: Store, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs
+
+    def nearly_full(path: str | Path) -> os.statvfs_result:
+        fields = list(real(path))
+        fields[4] = 0  # f_bavail
+        return os.statvfs_result(fields)
+
+    monkeypatch.setattr(os, "statvfs", nearly_full)
+    monkeypatch.setattr(copying, "clone", lambda source, target: False)
+    with pytest.raises(FuseCkptError, match="has 0 bytes free, and 5 bytes are needed"):
+        fetch(store, publish(store, [file(store, "a", b"12345")]), out)
+    assert os.listdir(out.parent) == []
+    monkeypatch.setattr(copying, "clone", lambda source, target: os.pwrite(target, b"12345", 0) == 5)
+    fetch(store, publish(store, [file(store, "a", b"12345")]), out)  # where extents are shared none is needed
+
+
+def test_a_disk_that_fills_up_leaves_nothing(store: Store, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(copying, "copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(store, publish(store, [file(store, "a", b"12345")]), out)
+    assert os.listdir(out.parent) == []
+
+
+def test_a_destination_in_the_store_is_refused(store: Store) -> None:
+    checkpoint = publish(store, [file(store, "a", b"x")])
+    for place in (store.layout.root, store.layout.tmp / "x", store.layout.work("job") / "x/y"):
+        with pytest.raises(UsageError, match="in the store"):
+            fetch(store, checkpoint, place, force=True)
+    assert not (store.layout.tmp / "x").exists()
 
 
 def test_two_fetches_into_one_place_do_not_mix(store: Store, out: Path) -> None:

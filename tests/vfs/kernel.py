@@ -242,7 +242,8 @@ class Mounted:
         self.area = Area(self.root_fd, store.layout.pending(JOB), Settings(), self._clock.current_time)
         recover(self.area, store, JOB, store.layout.pending(JOB))
         self.kernel = Kernel()
-        self.filesystem = job_filesystem(store, JOB, self.root_fd, self.area, self.kernel.forget_name)
+        self.uses = store.uses("a mount of job")
+        self.filesystem = job_filesystem(store, JOB, self.root_fd, self.area, self.uses, self.kernel.forget_name)
         self.kernel.filesystem = self.filesystem
 
     def commit(self) -> None:
@@ -258,6 +259,7 @@ class Mounted:
         trio.run(drain, clock=self._clock)
 
     def close(self) -> None:
+        self.uses.close()
         os.close(self.root_fd)
 
 

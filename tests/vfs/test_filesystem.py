@@ -34,7 +34,7 @@ def test_below_the_root_the_views_name_is_any_other(kernel: Kernel) -> None:
 def test_the_view_is_listed_only_where_that_is_asked_for(mount: Mounted) -> None:
     kernel = Kernel()
     kernel.filesystem = job_filesystem(
-        mount.store, JOB, mount.root_fd, mount.area, kernel.forget_name, show=True
+        mount.store, JOB, mount.root_fd, mount.area, mount.uses, kernel.forget_name, show=True
     )  # fmt: skip
     kernel.mkdir(b"d")
     assert kernel.listdir(b"") == [VIEW, b"d"]
@@ -50,7 +50,7 @@ def test_the_input_of_another_job_is_shown_by_id_alone(mount: Mounted) -> None:
     work = os.open(mount.store.layout.work("other"), os.O_RDONLY)
     try:
         kernel.filesystem = job_filesystem(
-            mount.store, "other", work, mount.area, kernel.forget_name, also=given.id
+            mount.store, "other", work, mount.area, mount.uses, kernel.forget_name, also=given.id
         )  # fmt: skip
         assert kernel.get(VIEW + b"/by-id/" + given.id.encode() + b"/a.dat") == b"data"
         assert kernel.listdir(VIEW + b"/by-name") == []

@@ -188,6 +188,54 @@ def test_delete_closes_the_doors_and_leaves_a_directory_in_use_whole(saved: Moun
     kernel.filesystem.releasedir(listing)
 
 
+def test_what_the_kernel_knows_of_a_checkpoint_is_in_use_until_it_forgets(saved: Mounted, kernel: Kernel) -> None:
+    one, other = ids(saved)["checkpoints/step_1"], ids(saved)[""]
+    assert list(saved.uses.held) == []
+    tree(kernel, VIEW + b"/by-id/" + one)
+    tree(kernel, VIEW + b"/by-name/checkpoints/step_1@1")
+    kernel.get(VIEW + b"/by-id/" + other + b".json")  # our own bytes, of no blob
+    assert list(saved.uses.held) == [one.decode()]
+    kernel.evict()
+    assert list(saved.uses.held) == []
+
+
+def test_a_file_that_is_open_keeps_its_checkpoint_in_use(saved: Mounted, kernel: Kernel) -> None:
+    one = ids(saved)["checkpoints/step_1"]
+    fh = run(kernel.filesystem.open, kernel.walk(VIEW + b"/by-id/" + one + b"/sub/caf\xe9"), os.O_RDONLY, CALLER)
+    kernel.handles[fh] = kernel.walk(VIEW + b"/by-id/" + one + b"/sub/caf\xe9")
+    kernel.evict()
+    assert list(saved.uses.held) == [one.decode()]
+    kernel.filesystem.release(kernel.handles.popitem()[0])
+    kernel.evict()
+    assert list(saved.uses.held) == []
+
+
+def test_the_kernel_is_told_every_name_of_a_deleted_checkpoint_that_it_may_know(saved: Mounted, kernel: Kernel) -> None:
+    one = ids(saved)["checkpoints/step_1"]
+    for path in (b"/by-id/", b"/layout/"):
+        tree(kernel, VIEW + path + one)
+    tree(kernel, VIEW + b"/by-name/checkpoints/step_1@1")
+    known = {place for place, nid in kernel._names.items()}
+    saved.store.delete([one.decode()])
+    [deleted] = saved.store.trash()
+    kernel.filesystem.views.forget(deleted)
+    told = known - set(kernel._names)
+    names = sorted(name for _, name in told)
+    assert names.count(one) == 2
+    assert names.count(b"step_1@1") == 1
+    assert names.count(b"model.safetensors") == names.count(b"caf\xe9") == 3
+    kernel.evict()
+    assert list(saved.uses.held) == []
+
+
+def test_a_deleted_checkpoint_that_nobody_used_is_not_shown_by_a_memory_of_it(saved: Mounted, kernel: Kernel) -> None:
+    one = ids(saved)["checkpoints/step_1"]
+    kernel.listdir(VIEW + b"/by-id")
+    saved.store.delete([one.decode()])
+    fails_with(errno.ENOENT, kernel.stat, VIEW + b"/by-id/" + one + b"/sub")
+    assert list(saved.uses.held) == []
+
+
 def test_a_failed_checkpoint_is_not_listed_but_can_be_looked_up(mount: Mounted, kernel: Kernel) -> None:
     kernel.put(b"torn.pt", b"PK\3\4torn")
     mount.commit()
@@ -239,8 +287,9 @@ def store_of_two(saved: Mounted) -> Store:
 def browser(store_of_two: Store) -> Iterator[Kernel]:
     kernel = Kernel()
     fd = os.open(store_of_two.layout.root, os.O_RDONLY)
-    kernel.filesystem = browse_filesystem(store_of_two, fd)
-    yield kernel
+    with store_of_two.uses("browse") as uses:
+        kernel.filesystem = browse_filesystem(store_of_two, fd, uses, kernel.forget_name)
+        yield kernel
     os.close(fd)
 
 

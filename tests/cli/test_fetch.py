@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from fuse_ckpt.model import Shape
@@ -63,64 +60,3 @@ def test_fetch_of_a_failed_checkpoint_says_so_and_does_it(program: Any, shelf: A
     assert result.code == 0
     assert "its writer was killed" in result.err
     assert (here / "ckpt.pt/ckpt.pt").exists()
-
-
-def test_delete_without_a_terminal_needs_yes(program: Any, shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = shelf.put()
-    with open(os.devnull) as nothing:
-        monkeypatch.setattr(sys, "stdin", nothing)
-        result = program("checkpoint", "delete", found.id)
-    assert result.code == 2
-    assert "--yes" in result.err
-    assert shelf.store.checkpoint(found.id) == found
-
-
-class Person:
-    """A terminal with somebody in front of it."""
-
-    def __init__(self, answer: str) -> None:
-        self.answer = answer
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(("answer", "left", "code"), [("y", 0, 0), ("n", 1, 130)])
-def test_delete_asks_on_a_terminal(
-    program: Any, shelf: Any, monkeypatch: pytest.MonkeyPatch, answer: str, left: int, code: int
-) -> None:
-    found = shelf.put()
-    monkeypatch.setattr(sys, "stdin", Person(answer))
-    monkeypatch.setattr(click.termui, "visible_prompt_func", lambda prompt="": answer)
-    result = program("checkpoint", "delete", found.id)
-    assert result.code == code
-    assert found.id in result.err
-    assert len(shelf.store.checkpoints()) == left
-
-
-def test_delete_names_what_it_deleted_and_the_list_forgets_it(program: Any, shelf: Any) -> None:
-    first, second = shelf.put(), shelf.put("b.pt")
-    result = program("checkpoint", "delete", "--yes", "digits/ckpt.pt", first.id)
-    assert (result.code, result.out) == (0, f"Deleted {first.id} (digits/ckpt.pt@1)\n")
-    assert [row[0] for row in program("checkpoint", "list").rows] == [second.id]
-
-
-def test_a_dry_run_deletes_nothing(program: Any, shelf: Any) -> None:
-    found = shelf.put()
-    assert program("checkpoint", "delete", found.id, "--dry-run").out == f"Would delete {found.id} (digits/ckpt.pt@1)\n"
-    assert shelf.store.checkpoint(found.id) == found
-
-
-def test_nothing_is_deleted_where_one_is_unknown(program: Any, shelf: Any) -> None:
-    found = shelf.put()
-    assert program("checkpoint", "delete", "--yes", found.id, "no-such-one").code == 3
-    assert shelf.store.checkpoint(found.id) == found
-
-
-def test_nothing_is_deleted_where_one_is_in_use(program: Any, shelf: Any) -> None:
-    found, used = shelf.put(), shelf.put("b.pt")
-    with shelf.store.lease(used.id):
-        result = program("checkpoint", "delete", "--yes", found.id, used.id)
-    assert result.code == 5
-    assert used.id in result.err
-    assert len(shelf.store.checkpoints()) == 2

@@ -1,0 +1,68 @@
+"""What an object store can do, found out by doing it; what was written for it is removed again.
+
+Several machines can share a store if of many conditional creates of one object exactly one succeeds. Some servers take
+the condition and ignore it, so it is tried: twice, one after the other, then many at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from uuid import uuid4
+
+from msgspec import Struct
+
+from fuse_ckpt.errors import StorageFailed
+from fuse_ckpt.transfer import lanes
+from fuse_ckpt.transfer.names import Place
+from fuse_ckpt.transfer.remote import Remote
+
+RACERS = 16
+
+
+class Probed(Struct, frozen=True):
+    """What a store did. `second_create` and `winners` are of a condition that it should have kept: False, and 1."""
+
+    place: Place
+    reads_back: bool  # what was put is what is read, and listed, at once
+    second_create: bool  # a second conditional create of one object succeeded
+    winners: int  # of RACERS conditional creates at once
+    removes: bool  # what was removed is gone
+
+    @property
+    def creates_once(self) -> bool:
+        """Whether several machines can share the store."""
+        return not self.second_create and self.winners == 1
+
+
+def probe(remote: Remote, place: Place) -> Probed:
+    """Try the object store out below `place`. Errors: StorageFailed, where it refuses plain reads or writes."""
+    top = Place(place.bucket, place.key(f".fuse-ckpt-probe-{uuid4().hex}"))
+    keys = [top.key(name) for name in ("plain", "twice", "race")]
+    plain, twice, race = keys
+    data = os.urandom(1000)
+    removed = False
+    try:
+        remote.put(plain, data)
+        reads_back = remote.get(plain, 2000) == data and plain in remote.list(top.prefix)
+        remote.create(twice, b"first")
+        second = remote.create(twice, b"second")
+        winners = _race(remote, race)
+        remote.delete(keys)
+        removed = not remote.list(top.prefix)
+    finally:
+        if not removed:
+            with contextlib.suppress(StorageFailed):
+                remote.delete(keys)
+    return Probed(place, reads_back, second, winners, removed)
+
+
+def _race(remote: Remote, key: str) -> int:
+    won: list[int] = []
+
+    def attempt(racer: int) -> None:
+        if remote.create(key, f"racer {racer}".encode()):
+            won.append(racer)
+
+    lanes.run(RACERS, range(RACERS), attempt, lanes.Stop())
+    return len(won)

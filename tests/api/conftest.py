@@ -1,0 +1,3 @@
+from tests.cli.conftest import shelf
+
+__all__ = ["shelf"]

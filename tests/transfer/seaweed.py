@@ -1,0 +1,134 @@
+"""A real object store on loopback: SeaweedFS, as S3, for as long as the tests need it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from fuse_ckpt.model import Connection, Provider
+from fuse_ckpt.transfer import Remote
+from tests.mount.harness import wait_until
+
+HOST = "127.0.0.1"
+BUCKET = "models"
+ADMIN = ("admin-key", "admin-secret-0123456789abcdef")
+READER = ("reader-key", "reader-secret-0123456789abcdef")
+GRPC = 10_000  # each of its servers also listens this much above its port
+NOWHERE = {"AWS_METADATA_ENDPOINT": f"http://{HOST}:1/"}  # nobody may ask the machine's own metadata service
+
+
+def credentials(path: Path, pair: tuple[str, str]) -> Path:
+    """A credentials file as AWS has it, for us alone."""
+    path.touch(mode=0o600)
+    path.write_text(f"[default]\naws_access_key_id = {pair[0]}\naws_secret_access_key = {pair[1]}\n")
+    return path
+
+
+class Seaweed:
+    """A running server with one bucket. `admin` may do all, `reader` may only read and list."""
+
+    def __init__(self, directory: Path, volumes: int) -> None:
+        self._directory = directory
+        self._volumes = volumes  # of 256 MB; what was removed leaves none of them empty
+        (directory / "data").mkdir(parents=True)
+        self._master, self._volume, self._filer, self._s3 = _free_ports(4)
+        self.admin = credentials(directory / "admin", ADMIN)
+        self.reader = credentials(directory / "reader", READER)
+        self.process = self._start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{self._s3}"
+
+    @property
+    def port(self) -> int:
+        return self._s3
+
+    def connection(self, *, endpoint: str | None = None, file: Path | None = None) -> Connection:
+        return Connection(
+            "lake",
+            Provider.S3,
+            1,
+            endpoint=endpoint or self.endpoint,
+            bucket=BUCKET,
+            credentials_file=str(file or self.admin),
+        )
+
+    def remote(self, *, endpoint: str | None = None, file: Path | None = None, patience: float = 5.0) -> Remote:
+        return Remote(self.connection(endpoint=endpoint, file=file), BUCKET, NOWHERE, patience)
+
+    def close(self) -> None:
+        self.process.kill()  # its data is a test's: nothing is worth a clean end, which takes it many seconds
+        self.process.wait()
+        for port in (self._master, self._volume, self._filer, self._s3):
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        identities = [_identity("admin", ADMIN, "Admin"), _identity("reader", READER, "Read", "List")]
+        config = self._directory / "s3.json"
+        config.write_text(json.dumps({"identities": identities}))
+        command = [
+            str(Path(sys.executable).parent / "weed"), "server", f"-dir={self._directory / 'data'}", f"-ip={HOST}",
+            f"-ip.bind={HOST}", "-master.telemetry=false", "-master.electionTimeout=1s", f"-volume.max={self._volumes}",
+            "-master.volumeSizeLimitMB=256", f"-master.port={self._master}", f"-volume.port={self._volume}", "-filer",
+            f"-filer.port={self._filer}", "-s3", f"-s3.port={self._s3}", f"-s3.config={config}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",
+        ]  # fmt: skip
+        with (self._directory / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._directory)
+        try:
+            wait_until("SeaweedFS answers", self._is_ready)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return process
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/", timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code == 403  # it knows S3, and not who asks
+        except OSError:
+            return False
+
+
+def _identity(name: str, pair: tuple[str, str], *actions: str) -> dict[str, object]:
+    return {"name": name, "credentials": [{"accessKey": pair[0], "secretKey": pair[1]}], "actions": list(actions)}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, nor `GRPC` above them."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            with contextlib.suppress(OSError, OverflowError):
+                low = held.enter_context(socket.socket())
+                low.bind((HOST, 0))
+                port = low.getsockname()[1]
+                high = held.enter_context(socket.socket())
+                high.bind((HOST, port - GRPC))
+                found.append(port - GRPC)
+    return found
+
+
+@contextlib.contextmanager
+def running(directory: Path, volumes: int = 20) -> Iterator[Seaweed]:
+    server = Seaweed(directory, volumes)
+    try:
+        server.remote(patience=30.0).put("warm", b"")  # the first object makes the bucket and its volumes
+        yield server
+    finally:
+        server.close()
