@@ -139,7 +139,11 @@ EXAMPLES: Mapping[str, Examples] = {
     "umount": (("fuse-ckpt umount /mnt/out", "commits what is pending first"),),
     "browse": (("fuse-ckpt browse /mnt/all && ls /mnt/all/digits/by-name", "everything, read-only"),),
     "stats": (("fuse-ckpt stats", "data path, commits, what is pending"),),
-    "doctor": (("fuse-ckpt doctor", "what is missing, and how to get it"),),
+    "doctor": (
+        ("fuse-ckpt doctor", "what is missing, and how to get it"),
+        ("fuse-ckpt doctor --store --repair", "mend a store whose parts do not agree"),
+    ),
+    "index rebuild": (("fuse-ckpt index rebuild", "where the index is gone or damaged"),),
 }
 
 
