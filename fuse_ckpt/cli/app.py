@@ -15,6 +15,7 @@ from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.contents import diff, show
 from fuse_ckpt.cli.doctor import doctor
 from fuse_ckpt.cli.following import wait, watch
+from fuse_ckpt.cli.indexing import index
 from fuse_ckpt.cli.lineage import lineage
 from fuse_ckpt.cli.mounting import browse, mount, umount
 from fuse_ckpt.cli.plotting import plot
@@ -52,7 +53,7 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="fuse-ckpt: %(message)s")
 
 
-for _command in (training, checkpoint, storage, mount, umount, browse, stats, doctor, completion.completion):
+for _command in (training, checkpoint, storage, mount, umount, browse, stats, doctor, index, completion.completion):
     program.add_command(_command)
 for _command in (show, diff, scan, verify, wait, watch, lineage, plot):
     checkpoint.add_command(_command)

@@ -42,6 +42,11 @@ EXAMPLES: Mapping[str, Examples] = {
         ("fuse-ckpt checkpoint delete f2c7e114 811d71a0", "asks first"),
         ("fuse-ckpt checkpoint delete digits/ckpt.pt@1 --dry-run", "only says what it would do"),
     ),
+    "checkpoint commit": (
+        ("fuse-ckpt checkpoint commit digits", "what is pending is finished: commit it now"),
+        ("fuse-ckpt checkpoint commit digits/checkpoint-500", "this one alone"),
+    ),
+    "checkpoint promote": (("fuse-ckpt checkpoint promote digits/checkpoint-500", "whole, whatever made it failed"),),
     "checkpoint restore": (("fuse-ckpt checkpoint restore f2c7e114", "as long as list --status deleted shows it"),),
     "checkpoint tag": (
         ("fuse-ckpt checkpoint tag digits:best production", "then `production` means it"),
@@ -139,7 +144,11 @@ EXAMPLES: Mapping[str, Examples] = {
     "umount": (("fuse-ckpt umount /mnt/out", "commits what is pending first"),),
     "browse": (("fuse-ckpt browse /mnt/all && ls /mnt/all/digits/by-name", "everything, read-only"),),
     "stats": (("fuse-ckpt stats", "data path, commits, what is pending"),),
-    "doctor": (("fuse-ckpt doctor", "what is missing, and how to get it"),),
+    "doctor": (
+        ("fuse-ckpt doctor", "what is missing, and how to get it"),
+        ("fuse-ckpt doctor --store --repair", "mend a store whose parts do not agree"),
+    ),
+    "index rebuild": (("fuse-ckpt index rebuild", "where the index is gone or damaged"),),
 }
 
 

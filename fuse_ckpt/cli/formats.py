@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 
@@ -44,4 +45,5 @@ def cell(value: object) -> str:
 def system_error(error: OSError) -> str:
     """What the system said, and of which file."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    return f"{where}{error.strerror or error}"
+    hint = " (look into the kernel's log for why, then mount -o remount,rw)" if error.errno == errno.EROFS else ""
+    return f"{where}{error.strerror or error}{hint}"

@@ -21,6 +21,13 @@ data_path_option = click.option(
     envvar="FUSE_CKPT_DATA_PATH",
     help="Who moves the data: the kernel, if it can; or one of them alone.",
 )
+durability_option = click.option(
+    "--durability",
+    type=click.Choice(["commit", "close"]),
+    default="commit",
+    show_default=True,
+    help="From when on a save survives a power cut: once it is listed, or once its close has returned.",
+)
 _DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, and is to be unmounted
 
 
@@ -35,6 +42,7 @@ _DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, 
 @click.option("--allow-other", is_flag=True, help="Let other users in (user_allow_other in /etc/fuse.conf).")
 @grouping_options
 @data_path_option
+@durability_option
 @keeping_options
 @click.pass_obj
 def mount(

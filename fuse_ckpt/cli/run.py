@@ -12,7 +12,7 @@ import click
 
 from fuse_ckpt.cli import access, formats, listing
 from fuse_ckpt.cli.grouping import grouping_options
-from fuse_ckpt.cli.mounting import data_path_option
+from fuse_ckpt.cli.mounting import data_path_option, durability_option
 from fuse_ckpt.cli.rules import keeping_options
 from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import FuseCkptError, NotStarted, UsageError
@@ -119,6 +119,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 )
 @grouping_options
 @data_path_option
+@durability_option
 @keeping_options
 @_platform_flags
 @click.pass_context

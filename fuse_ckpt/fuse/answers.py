@@ -141,10 +141,18 @@ class Answers:
             self._fs.drop_set_ids(fh)
         return p.answer(request.unique, p.WRITE_OUT.pack(written, 0))
 
-    def flush(self, request: Request) -> bytes:
+    def flush(self, request: Request) -> bytes | Later:
+        unique = request.unique
         (fh,) = p.FLUSH_IN.unpack_from(request.body)
-        self._fs.flush(fh, request.pid)
-        return p.answer(request.unique)
+        durable = self._fs.flush(fh, request.pid)
+        if durable is None:
+            return p.answer(unique)
+
+        async def flush() -> bytes:
+            await durable()
+            return p.answer(unique)
+
+        return flush
 
     def release(self, request: Request) -> bytes:
         (fh,) = p.RELEASE_IN.unpack_from(request.body)

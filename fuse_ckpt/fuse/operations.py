@@ -150,7 +150,9 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def flush(self, fh: int) -> None:
-        self._fs.flush(fh)  # must not say ENOSYS: the kernel would never send it again
+        durable = self._fs.flush(fh)  # must not say ENOSYS: the kernel would never send it again
+        if durable is not None:
+            await durable()
 
     @guarded
     async def release(self, fh: int) -> None:

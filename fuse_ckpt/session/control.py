@@ -53,6 +53,7 @@ async def listen(path: Path, answer: Callable[[str], Awaitable[Answer]]) -> None
         path.unlink(missing_ok=True)
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             await listener.bind(address)
+            path.chmod(0o600)  # the daemon has no umask
             listener.listen()
 
             async def converse(peer: trio.SocketStream) -> None:

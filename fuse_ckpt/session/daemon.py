@@ -32,7 +32,7 @@ def start(store: Store, options: MountOptions) -> Mounted:
     log = _log_path(store, options)
     reading, writing = os.pipe()
     try:
-        with log.open("ab") as output:
+        with open(log, "ab", opener=_private) as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fuse_ckpt.session", str(writing)],
                 stdin=subprocess.PIPE,
@@ -70,6 +70,11 @@ def _log_path(store: Store, options: MountOptions) -> Path:
     if log.exists() and log.stat().st_size > LARGEST_LOG:
         log.rename(log.with_suffix(".log.1"))
     return log
+
+
+def _private(path: str, flags: int) -> int:
+    """An opener for `open`: a file that is made is its owner's alone, whatever the umask."""
+    return os.open(path, flags, 0o600)
 
 
 def configure_logging(verbose: bool) -> None:

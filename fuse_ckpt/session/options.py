@@ -30,6 +30,7 @@ class MountOptions(Struct, frozen=True, omit_defaults=True):
     quiet_period: float | None = None
     verbose: bool = False
     data_path: str = "auto"  # or "passthrough", "daemon"
+    durability: str = "commit"  # or "close": a close waits for the disk
     supervisor: int | None = None
     retain: str | None = None
     trash_ttl_ns: int | None = None

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from fuse_ckpt.errors import FuseCkptError, MountFailed, StillBound
+from fuse_ckpt.faults import fault
 from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
@@ -74,6 +75,7 @@ class Service:
 
     async def run(self, ready: Ready) -> None:
         self._verdict = choose_data_path(self._options.data_path, self._store.layout.mounts)
+        fault("mount:attach")
         attached = mount.attach(
             self.mountpoint,
             self._source(),
@@ -82,6 +84,7 @@ class Service:
             depth=self._verdict.depth,
             relayed=can_relay() or self._verdict.depth > 0,
         )
+        fault("mount:serve")
         self._wire = Wire(self._filesystem, attached)
         async with trio.open_nursery() as nursery:
             if self._committer is not None and self._options.job is not None:
@@ -96,7 +99,9 @@ class Service:
             self._gone.set()
             if not self._wire.stopped:
                 self._filesystem.release_all()
+            fault("unmount:drain")
             await self._drain()
+            fault("unmount:done")
             nursery.cancel_scope.cancel()
         await self._keeper.finish()
         self._wire.close()
@@ -116,8 +121,8 @@ class Service:
         place = take_up(store, job, settings, stack)
         self._area, self._committer = place.area, place.committer
         return job_filesystem(
-            store, job, place.root_fd, place.area, self._uses, forget_name,
-            show=options.show_checkpoints, also=options.parent,
+            store, job, place.root_fd, place.area, self._uses, forget_name, show=options.show_checkpoints,
+            also=options.parent, durable=options.durability == "close",
         )  # fmt: skip
 
     def _browse(self) -> Filesystem:
@@ -171,6 +176,7 @@ class Service:
 
     async def _unmount(self, *, lazy: bool) -> control.Answer:
         """Unmount; what is pending is committed once the last user has gone, for until then it may still be written."""
+        fault("unmount:detach")
         try:
             mount.detach(self.mountpoint, lazy=lazy)
         except StillBound as exc:
@@ -261,5 +267,6 @@ def _own_mountpoint(store: Store, job: str) -> Path:
     """The job's own place in the store, the same for every run: trainers keep absolute paths."""
     mountpoint = store.layout.output_mount(job)
     if mount.mount_at(mountpoint) is None:
-        mountpoint.mkdir(parents=True, exist_ok=True)
+        for directory in (mountpoint.parent, mountpoint):  # `parents` would leave the mode to the umask, of which
+            directory.mkdir(0o700, exist_ok=True)  # a daemon has none
     return mountpoint

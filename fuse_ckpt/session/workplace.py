@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from msgspec import Struct
 
+from fuse_ckpt.faults import fault
 from fuse_ckpt.staging import Area, Committer, Settings, recover
 from fuse_ckpt.store import Store
 
@@ -23,7 +24,9 @@ class Workplace(Struct, frozen=True):
 def take_up(store: Store, job: str, settings: Settings, stack: ExitStack) -> Workplace:
     """What an earlier owner of the job's working tree left is found, and due. The job's lock is the caller's."""
     store.ensure_job(job, time.time_ns())
+    fault("mount:recover")
     store.recover()
+    fault("mount:adopt")
     for left_over in store.layout.job(job).glob("break-*"):
         left_over.unlink()
     root_fd = os.open(store.layout.work(job), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -28,6 +28,7 @@ from fuse_ckpt.staging.units import (
     mark_of,
 )
 
+PATH_MAX = 4096  # bytes, the last of them zero (limits.h)
 LARGEST_POINTER = 4096  # bytes
 LARGEST_COMPANION = 1 << 20  # bytes; a pointer or a helper script, never weights
 
@@ -88,6 +89,9 @@ class WorkTree:
             if is_temporary(path.rpartition("/")[2]):
                 temporary.append(path)
                 continue
+            if len(os.fsencode(path)) >= PATH_MAX:  # it can be made, name by name; a checkpoint cannot hold it
+                temporary.append(f"{path[:80]}… (its path is longer than {PATH_MAX - 1} bytes)")
+                continue
             found = self.look(path)
             if found is not None and not (found.key in skip and is_log(path)):
                 members.append(found)
@@ -99,7 +103,7 @@ class WorkTree:
             status = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
             target = os.readlink(path, dir_fd=self.root_fd) if stat.S_ISLNK(status.st_mode) else ""
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENAMETOOLONG):
                 return None
             raise
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))

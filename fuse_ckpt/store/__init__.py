@@ -4,10 +4,12 @@ from .accounts import Plan, Space
 from .blobs import Adopted
 from .checks import Findings
 from .collection import Tidied
+from .doctor import Ailment, examine, mend
 from .ending import WorkFile
 from .layout import Layout
 from .listings import SORTABLE, Tally
 from .locks import Lease, Lock
+from .rebuilding import rebuild
 from .retention import NO_POLICY, Decision, Policy, parse_duration, parse_policy
 from .store import Store
 from .uses import Uses
@@ -17,6 +19,7 @@ __all__ = [
     "NO_POLICY",
     "SORTABLE",
     "Adopted",
+    "Ailment",
     "Damage",
     "Decision",
     "Findings",
@@ -31,6 +34,9 @@ __all__ = [
     "Tidied",
     "Uses",
     "WorkFile",
+    "examine",
+    "mend",
     "parse_duration",
     "parse_policy",
+    "rebuild",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pwd
 import re
@@ -47,6 +48,8 @@ def prepare(layout: Layout, *, create: bool) -> None:
             if not create:
                 raise StoreUnusable(_absent(root))
             _write_format(layout)
+        elif create and is_read_only(layout.format):
+            raise StoreUnusable(read_only(root))
         for directory in layout.directories:
             if not directory.is_dir():
                 make_directory(directory)
@@ -54,6 +57,23 @@ def prepare(layout: Layout, *, create: bool) -> None:
         raise StoreUnusable(
             f"The store {root} cannot be opened: {error.strerror} ({error.filename or root})."
         ) from error
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether a file's disk is read-only, as it is after an error too; found by opening the file: statvfs may lie."""
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as error:
+        return error.errno == errno.EROFS
+    return False
+
+
+def read_only(root: Path) -> str:
+    """What to say of a store that cannot be changed."""
+    return (
+        f"The store {root} lies on a disk that is read-only: what is in it can be listed and fetched; to change"
+        " it, look into the kernel's log for an error of the disk, then mount -o remount,rw."
+    )
 
 
 def filesystem_type(path: Path) -> int:

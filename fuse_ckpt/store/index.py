@@ -19,9 +19,11 @@ from typing import TypeVar
 
 import lmdb
 
-from fuse_ckpt.errors import CorruptRecord
+from fuse_ckpt.errors import CorruptRecord, StoreUnusable
 
 from . import locks
+from .format import is_read_only, read_only
+from .index_file import make_long_enough
 from .records import Records
 from .tables import Table
 
@@ -41,6 +43,7 @@ class Index:
         self._map_size = map_size
         self._mutex = Mutex()
         self._generation = 0
+        self._read_only = False
         self._env: lmdb.Environment | None = None
         self._tables: dict[Table, lmdb._Database] = {}
         self.problems: dict[str, None] = {}  # an ordered set of sentences
@@ -57,11 +60,13 @@ class Index:
     def write(self, work: Callable[[Records], T]) -> T:
         """What `work` returns, once all that it wrote is on the disk; all or nothing. `work` may run more than once.
 
-        Errors: CorruptRecord, OSError (ENOSPC where the disk is full).
+        Errors: CorruptRecord, StoreUnusable (the disk is read-only), OSError (ENOSPC where the disk is full).
         """
         with self._mutex, locks.exclusive(self._lock):
             if self._env is None:
                 self._open_locked()
+            if self._read_only:
+                raise StoreUnusable(read_only(self._directory.parent))
             return self._run(work, write=True)
 
     def generation(self) -> int:
@@ -121,10 +126,15 @@ class Index:
             self._open_locked()
 
     def _open_locked(self) -> None:
+        data = self._directory / "data.mdb"
+        self._read_only = is_read_only(data)
+        if not self._read_only:
+            make_long_enough(data)
         try:
             self._env = lmdb.open(
                 str(self._directory), map_size=self._map_size, max_dbs=len(Table), mode=0o600, lock=False,
                 max_spare_txns=0, lib_version=0,  # the file's format is fixed by the library that creates it
+                readonly=self._read_only, create=not self._read_only,
             )  # fmt: skip
             self._make_tables()
         except lmdb.Error as error:
@@ -132,6 +142,9 @@ class Index:
             raise self._translate(error) from error
 
     def _make_tables(self) -> None:
+        if self._read_only:
+            self._tables = {table: self._environment.open_db(table.value.encode(), create=False) for table in Table}
+            return
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:

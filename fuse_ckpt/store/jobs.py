@@ -31,6 +31,11 @@ class Jobs:
         self.layout = layout
         self._index = index
 
+    @property
+    def index(self) -> Index:
+        """The records themselves, for this room alone."""
+        return self._index
+
     def ensure_job(self, name: str, now_ns: int) -> Job:
         """The job of that name, made (with its working tree) where it is missing. Errors: InvalidJobName."""
         make_directory(self.layout.job(name))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fuse_ckpt.errors import CorruptRecord
 from fuse_ckpt.model import check_job_name
+
+from .validation import DIGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,9 @@ class Layout:
         return (self.index, self.blobs, self.manifests, self.jobs, self.locks, self.tmp, self.incoming, self.mounts)
 
     def blob(self, digest: str) -> Path:
-        """The file of a digest (64 hex characters)."""
+        """The file of a digest (64 hex characters); CorruptRecord for what is none, and might lead anywhere."""
+        if DIGEST.fullmatch(digest) is None:
+            raise CorruptRecord(f"A manifest names the digest {digest!r}, which is none.")
         return self.blobs / digest[:2] / digest
 
     def manifest(self, checkpoint: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock as Mutex
@@ -99,7 +100,7 @@ def lease(path: Path, checkpoint: str, holder: str) -> Lease:
     while True:
         fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
-            with suppress(BlockingIOError):  # nobody else has it: the lines in it are of the dead
+            with suppress(OSError):  # nobody else has it: the lines in it are of the dead (a read-only disk keeps them)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(fd, 0)
             fcntl.flock(fd, fcntl.LOCK_SH)
@@ -154,11 +155,24 @@ def _wait(path: Path, how: int) -> int:
         _close(fd)
 
 
+def _open_file(path: Path, how: int) -> int:
+    """The file of a lock. On a disk that is read-only, where no new one can be made, their directory stands for it."""
+    try:
+        return os.open(path, how, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
 def _names(path: Path, fd: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
-        return False
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
 
 
 _descriptors: set[int] = set()  # of this process's locks
@@ -167,7 +181,7 @@ _forking = Mutex()  # held while one is opened or closed, and over a fork
 
 def _open(path: Path, how: int) -> int:
     with _forking:
-        fd = os.open(path, how, 0o600)
+        fd = _open_file(path, how)
         _descriptors.add(fd)
         return fd
 

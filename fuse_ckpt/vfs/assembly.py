@@ -24,15 +24,17 @@ def job_filesystem(
     *,
     show: bool = False,
     also: str | None = None,
+    durable: bool = False,
 ) -> Filesystem:
     """A job's output directory with its checkpoints, and `also` one of another job, its input.
 
     `forget_name(node id, name)` makes the kernel look a name up again; `uses` is told which checkpoints the kernel
-    knows; `show` lists `.checkpoints` in the root. `root_fd` and `uses` stay the caller's.
+    knows; `show` lists `.checkpoints` in the root; with `durable` a close waits for the disk. `root_fd` and `uses` stay
+    the caller's.
     """
     table = InodeTable()
     output = OutputTree(table, root_fd, area, forget_name)
-    files = WorkFiles(output, str(store.layout.job(job)), forget_name)
+    files = WorkFiles(output, str(store.layout.job(job)), forget_name, durable)
     views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid(), also)
     return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
 

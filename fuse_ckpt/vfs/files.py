@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import trio
@@ -19,6 +20,7 @@ from fuse_ckpt.model import InodeKey
 from fuse_ckpt.staging import is_task_of, state_of
 from fuse_ckpt.vfs.attributes import Attributes, Caller
 from fuse_ckpt.vfs.copying import copy_file
+from fuse_ckpt.vfs.durability import make_durable
 from fuse_ckpt.vfs.handles import Handle
 from fuse_ckpt.vfs.inodes import WorkInode
 from fuse_ckpt.vfs.output import OutputTree
@@ -31,9 +33,13 @@ class WorkFiles:
     """Opening and closing in the working tree. `scratch` is a directory of the same filesystem, for half-made files.
 
     `forget_name(directory's node id, name)` tells the kernel that a name which it remembers means another inode now.
+    `durable`: a close waits for the disk.
     """
 
-    def __init__(self, tree: OutputTree, scratch: str, forget_name: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self, tree: OutputTree, scratch: str, forget_name: Callable[[int, bytes], None], durable: bool = False
+    ) -> None:
+        self._durable = durable
         self._tree = tree
         self._area = tree.area
         self._scratch = scratch
@@ -83,7 +89,14 @@ class WorkFiles:
             raise
         return handle
 
-    def flush(self, handle: Handle, task: int | None) -> None:
+    def flush(self, handle: Handle, task: int | None) -> Callable[[], Awaitable[None]] | None:
+        """A descriptor is closed; returns what the close has to wait for, if anything."""
+        self._note_closer(handle, task)
+        if not (self._durable and handle.writable) or handle.before == _state(os.fstat(handle.fd)):
+            return None
+        return partial(make_durable, handle)
+
+    def _note_closer(self, handle: Handle, task: int | None) -> None:
         """A descriptor is closed, and whoever closes it waits for us: the moment to see whether its process is dying.
 
         A forked worker's death is not its parent's, so only the process that opened the file counts.
@@ -131,7 +144,7 @@ class WorkFiles:
             if not changed and inode.backing_id:
                 self._doubt(inode, status)
             names = [self._tree.path(*place) for place in self._all_names(inode, status)] if changed else ()
-            self._area.released(inode.inode_key, changed=changed, death=handle.death, names=names)
+            self._area.released(inode.inode_key, changed=changed, death=handle.unsafe or handle.death, names=names)
         self._tree.table.settle(inode)
 
     def _doubt(self, inode: WorkInode, status: os.stat_result) -> None:

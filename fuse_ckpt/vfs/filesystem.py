@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -189,11 +190,10 @@ class Filesystem:
         """Whoever writes may not keep them; on a disk the kernel sees to that, here it writes with our rights."""
         self.handles[fh].drop_set_ids()
 
-    def flush(self, fh: int, task: int | None = None) -> None:
-        """A descriptor of an open file is closed, by `task` where that is known."""
+    def flush(self, fh: int, task: int | None = None) -> Callable[[], Awaitable[None]] | None:
+        """A descriptor is closed, by `task` where that is known; returns what that has to wait for, if anything."""
         handle = self.handles[fh]
-        if isinstance(handle, Handle):
-            self._files.flush(handle, task)
+        return self._files.flush(handle, task) if isinstance(handle, Handle) else None
 
     async def fsync(self, fh: int, data_only: bool) -> None:
         """Make the bytes survive a power cut; the handle stays open meanwhile, for the kernel holds it."""

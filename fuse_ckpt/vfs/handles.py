@@ -33,6 +33,7 @@ class Handle:
     process: int = UNSEEN
     death: str | None = None
     flushed: bool = False  # a descriptor of it was closed
+    unsafe: str | None = None  # why its bytes may not be on the disk, although somebody waited for that
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset)

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import msgspec
 
-from fuse_ckpt.errors import NotFound
+from fuse_ckpt.errors import CorruptRecord, NotFound
 from fuse_ckpt.model import Checkpoint, Entry, Kind, Manifest, State
 from fuse_ckpt.store import Store
 
@@ -59,6 +59,8 @@ class Tree:
         self._nodes: dict[str, Node] = {"": Node(DIRECTORY_MODE, root_mtime_ns)}
         self._children: dict[str, dict[str, None]] = {"": {}}
         for path, entry in entries:
+            if not _is_inside(path):
+                raise CorruptRecord(f"The manifest of checkpoint {checkpoint_id} names {path!r}, which is no path.")
             self._nodes[path] = _node_of(entry, checkpoint_id)
             self._add_parents(path, root_mtime_ns)
             if entry.kind is Kind.DIRECTORY:
@@ -141,7 +143,11 @@ class Snapshots:
         found = self._store.checkpoints(self._job, states=_SHOWN)
         self._by_id = {checkpoint.id: checkpoint for checkpoint in (*self._input(), *found)}
         self._versions = {f"{c.name}@{c.ordinal}": c.id for c in found if c.state is State.AVAILABLE}
-        places = ((name, Entry(name, Kind.DIRECTORY, 0o555, self._changed_ns())) for name in self._versions)
+        places = (
+            (name, Entry(name, Kind.DIRECTORY, 0o555, self._changed_ns()))
+            for name in self._versions
+            if _is_inside(name)
+        )
         self._by_name = Tree(places, self._changed_ns(), "")
         self._generation = generation
 
@@ -218,6 +224,11 @@ class Snapshots:
 def describe(manifest: Manifest) -> bytes:
     """All that is known of a checkpoint, as the JSON file beside its directory."""
     return json.dumps(msgspec.to_builtins(manifest), indent=2).encode() + b"\n"
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path has no part that would mean a directory's self or its parent, or no name at all."""
+    return not any(part in ("", ".", "..") for part in path.split("/"))
 
 
 def _node_of(entry: Entry, checkpoint_id: str) -> Node:

@@ -128,6 +128,8 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "browse",
         "stats",
         "doctor",
+        "index",
+        "index rebuild",
         "completion",
     }
 

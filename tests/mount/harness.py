@@ -97,7 +97,7 @@ class Daemon:
         processes that it watches (each once, or it is a leak)."""
         found: Counter[str] = Counter()
         for name in os.listdir(f"/proc/{self.pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):  # closed since
+            with contextlib.suppress(OSError):  # closed since, or a directory whose path is too long to be told
                 target = os.readlink(f"/proc/{self.pid}/fd/{name}")
                 information = Path(f"/proc/{self.pid}/fdinfo/{name}").read_text()
                 if not int(re.findall(r"^flags:\s*(\d+)", information, re.M)[0], 8) & _O_PATH:
