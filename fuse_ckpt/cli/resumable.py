@@ -42,8 +42,8 @@ def resumable(label: str, settings: Settings) -> Iterator[Callable[[int, int], N
 
 def warn_of_failure(found: Checkpoint) -> None:
     """Say that a checkpoint is a failed one, and why."""
-    if found.failure is not None:
-        click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure)}", err=True)
+    if found.state == "failed":
+        click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure or '')}", err=True)
 
 
 def files(count: int, size: int) -> str:
