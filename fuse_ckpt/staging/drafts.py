@@ -31,6 +31,7 @@ class Draft:
         self.finishing = False
         self.recovered = False
         self.abandoned = amends.abandoned if amends else None  # how a writer died, perhaps between two files
+        self.deaths: dict[int, str] = {}  # of writers that were killed: whether they had more to write is not known yet
         self.described: set[str] = set()  # directories whose .metadata came after all that it describes
         self.version = 0  # rises with every change, and with every open that may become one
         self.progress = 0  # rises with every change that may have made it whole
@@ -60,10 +61,11 @@ class Draft:
         elif name.endswith(".metadata"):
             self.described.add(directory)
 
-    def lost_writer(self, process: int) -> None:
-        if process in self.writers:
-            self.writers.discard(process)
-            self.exited = min(self.exited + 1, 2)
+    def lost_writer(self, process: int, death: str | None) -> None:
+        self.writers.discard(process)
+        self.exited = min(self.exited + 1, 2)
+        if death is not None:
+            self.deaths[process] = death
 
     def view(self, open_writers: int) -> policy.Draft:
         """The draft as the policy sees it."""

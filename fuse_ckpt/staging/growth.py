@@ -73,9 +73,12 @@ class Growth:
             unit = self._started_by(path)
             if unit is not None:
                 self._note_append(unit, in_place=not file.made)
-                self._touch(unit, *file.processes).closed(self.clock(), _below(unit, path))
+                draft = self._touch(unit, *file.processes - file.gone)
+                draft.exited = max(draft.exited, min(len(file.gone), 2))
+                draft.closed(self.clock(), _below(unit, path))
             elif is_companion(path):
                 self.pointed(self.tree.pointer(path))
+        self._judge_deaths()
         if self.drafts:
             self.wake()
 
@@ -119,10 +122,9 @@ class Growth:
             self.orphans.add(file, self.clock())
         for unit, draft in self.drafts.items():
             if process in draft.writers:
-                if death is not None and policy.may_lack_members(self.drafts.view(draft)):
-                    draft.abandoned = draft.abandoned or death
-                draft.lost_writer(process)
+                draft.lost_writer(process, death)
                 self.drafts.altered(unit)
+        self._judge_deaths()
         self.wake()
 
     def left_open(self, file: OpenFile) -> None:
@@ -176,6 +178,17 @@ class Growth:
         for process in processes:
             self.watch(process)
         return draft
+
+    def _judge_deaths(self) -> None:
+        """Whether a writer that was killed had more to write: told by what it closed last, once its closes are heard.
+
+        The kernel tells of a last close after close() has returned; by then its program may have died.
+        """
+        for unit, draft in self.drafts.items():
+            for process in [one for one in draft.deaths if not self._open.is_held_by(unit, one)]:
+                death = draft.deaths.pop(process)
+                if policy.may_lack_members(self.drafts.view(draft)):
+                    draft.abandoned = draft.abandoned or death
 
     def _note_append(self, unit: Unit, *, in_place: bool) -> None:
         if not in_place:

@@ -57,6 +57,10 @@ class OpenFiles:
         """How many files of a unit are open, those under temporary names with them."""
         return self._in.get(unit, 0)
 
+    def is_held_by(self, unit: Unit, process: int) -> bool:
+        """Whether a file that the unit waits for was opened by that process and is open still."""
+        return any(file.unit == unit and process in file.processes for file in self)
+
     def is_open(self, path: str) -> bool:
         return any(file.path == path for file in self)
 

@@ -22,6 +22,7 @@ from fuse_ckpt.model import InodeKey
 
 from .durable import CHUNK, chunks, copy_file, fsync_directory, make_directory, same_bytes
 from .layout import Layout
+from .sharing import share_blocks
 
 # Where an inode cannot take another name: too many links, another filesystem, not ours to link, unlinked (or no /proc).
 NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT})
@@ -205,7 +206,10 @@ def _is_same(fd: int, size: int, target: Path) -> bool:
     except OSError:
         return False
     try:
-        return os.fstat(existing).st_size == size and same_bytes(fd, existing)
+        if os.fstat(existing).st_size != size or not same_bytes(fd, existing):
+            return False
+        share_blocks(existing, fd, size)  # the working file stays training's own, but takes no room
+        return True
     except OSError:
         return False
     finally:

@@ -98,9 +98,6 @@ def test_an_epoch_and_the_state_beside_it_are_checkpoints_of_their_own(mounted: 
     assert (layout / state.id / "recipe_state" / "recipe_state.pt").is_file()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="layout shows companion files and symlinks beside a unit, not another unit's directory"
-)
 def test_the_layout_of_an_epoch_shows_the_state_beside_it(mounted: Mount) -> None:
     """S18: `layout/<id>/` shows the files under their path in the output directory with their companions and symlinks
     (torchtune wants its sibling directory)."""
