@@ -13,6 +13,7 @@ from msgspec import Struct
 from fuse_ckpt.errors import CorruptRecord
 from fuse_ckpt.model import Checkpoint, InodeKey, Manifest, State
 
+from .collection import FEW
 from .index import Index
 from .layout import Layout
 from .rebuilding import missing_blob, read_manifest, rebuild, refuse_while_served
@@ -82,9 +83,13 @@ def _files_without_record(layout: Layout, strays: set[str]) -> Iterator[Ailment]
     """A crash between the two leaves one, whose blobs may have gone; a lost index leaves all."""
     for one in sorted(strays):
         try:
-            lacking = missing_blob(layout, read_manifest(layout.manifest(one)))
+            manifest = read_manifest(layout.manifest(one))
+            lacking = missing_blob(layout, manifest)
         except CorruptRecord as error:
             yield Ailment(f"{error} The index has no record of it.")
+            continue
+        if manifest.checkpoint.state is State.DELETED and len(strays) <= FEW:
+            yield Ailment(f"manifests/{one}.json describes a checkpoint that was collected.", _CLEAR)
             continue
         yield Ailment(
             f"manifests/{one}.json describes a checkpoint that the index does not know.",

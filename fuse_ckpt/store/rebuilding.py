@@ -71,7 +71,7 @@ def _rebuild(layout: Layout) -> Rebuilt:
     old = salvage(layout.index, layout.lock("salvage"))
     problems: list[str] = []
     manifests = sorted(_merged(layout, old, problems), key=lambda one: one.checkpoint.id)
-    manifests = [_checked(layout, one, problems) for one in manifests]
+    manifests = [_checked(layout, one, problems) for one in manifests if not _is_collected(layout, one)]
     fresh = layout.tmp / f"index-{time.time_ns()}"
     fresh.mkdir(0o700)
     index = Index(fresh, layout.lock("rebuild"))
@@ -127,6 +127,11 @@ def _checked(layout: Layout, manifest: Manifest, problems: list[str]) -> Manifes
     return replace(manifest, checkpoint=replace(head, state=State.FAILED, failure=lacking))
 
 
+def _is_collected(layout: Layout, manifest: Manifest) -> bool:
+    """Whether a collection was cut off before the manifest's file went; recover removes that then."""
+    return manifest.checkpoint.state is State.DELETED and missing_blob(layout, manifest) is not None
+
+
 def missing_blob(layout: Layout, manifest: Manifest) -> str | None:
     """A sentence that names the first file whose blob is missing or has another size; None: all are there."""
     for entry in (*manifest.entries, *manifest.companions):
@@ -159,11 +164,22 @@ def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manif
 
         def put(records: Records, batch: Sequence[Manifest] = batch, sealed: Sequence[Inodes] = sealed) -> None:
             for manifest, inodes in zip(batch, sealed, strict=True):
-                records.add(manifest, inodes)
-                for tag in manifest.checkpoint.tags:
-                    records.put_tag(tag, manifest.checkpoint.id)
+                _add(records, manifest, inodes)
 
         index.write(put)
+
+    def put_remnants(records: Records) -> None:
+        for remnant in old.remnants:
+            records.put_remnant(remnant)
+
+    index.write(put_remnants)
+
+
+def _add(records: Records, manifest: Manifest, inodes: Inodes) -> None:
+    records.add(manifest, inodes)
+    if manifest.checkpoint.state is not State.DELETED:  # else its tags are others' by now
+        for tag in manifest.checkpoint.tags:
+            records.put_tag(tag, manifest.checkpoint.id)
 
 
 Inodes = list[tuple[InodeKey, str]]

@@ -34,7 +34,7 @@ from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan
 from . import briefs
 from .codec import is_sealed
 from .listings import Listings
-from .tables import NAME_HASH, ORDINAL, Left, Table, id_of, job_prefix, name_key
+from .tables import NAME_HASH, ORDINAL, Left, Remnant, Table, id_of, job_prefix, name_key
 
 
 class Records(Listings):
@@ -149,6 +149,21 @@ class Records(Listings):
     def forget_left(self, job: str, names: Collection[str]) -> None:
         for key in self.left_but(job, names):
             self._delete(Table.LEFT, key)
+
+    def remnants(self) -> Iterator[Remnant]:
+        """What collected checkpoints have left, of all jobs."""
+        for key, left in self._pairs(Table.LEFT, self._from(Table.LEFT, b""), Left):
+            yield Remnant(key, left)
+        for key, found in self._pairs(Table.BY_NAME, self._from(Table.BY_NAME, b""), bytes):
+            if self._transaction.get(found, db=self._tables[Table.CHECKPOINTS]) is None:
+                yield Remnant(key, id=id_of(found))
+
+    def put_remnant(self, remnant: Remnant) -> None:
+        """Put it back into a new index, after all that is there still."""
+        if remnant.left is not None:
+            self._put(Table.LEFT, remnant.key, remnant.left)
+        elif self._transaction.get(remnant.key, db=self._tables[Table.BY_NAME]) is None:
+            self._put(Table.BY_NAME, remnant.key, UUID(remnant.id).bytes)
 
     def scan(self, digest: str) -> Scan | None:
         return self._get(Table.SCANS, bytes.fromhex(digest), Scan)

@@ -20,6 +20,7 @@ from fuse_ckpt.model import Checkpoint, Job, Manifest, Run
 
 from .index import Index
 from .records import Records
+from .tables import Remnant
 
 T = TypeVar("T")
 PATIENCE = 3600.0  # seconds; a damaged page may send a reader round in circles
@@ -32,6 +33,7 @@ class Salvaged(Struct):
     manifests: dict[str, Manifest] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    remnants: list[Remnant] = field(default_factory=list)
     whole: bool = False
 
 
@@ -65,6 +67,8 @@ def _take(found: Salvaged, told: dict[str, Any]) -> None:
             found.jobs[job.name] = job
         elif name == "run":
             found.runs.append(msgspec.convert(value, Run))
+        elif name == "remnant":
+            found.remnants.append(msgspec.convert(value, Remnant))
 
 
 def _read(records: Records) -> Iterator[tuple[str, object]]:
@@ -77,6 +81,7 @@ def _read(records: Records) -> Iterator[tuple[str, object]]:
             yield "manifest", records.manifest(head.id, deleted=True)
         except CorruptRecord:  # its file may be whole
             continue
+    yield from (("remnant", one) for one in records.remnants())
 
 
 def main() -> int:

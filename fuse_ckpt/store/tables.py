@@ -46,6 +46,14 @@ class Left(Struct, frozen=True):
     files: tuple[tuple[str, int, int], ...]
 
 
+class Remnant(Struct, frozen=True):
+    """What a collected checkpoint leaves in the index: `left` under its key, or, under its by_name key, its number."""
+
+    key: bytes
+    left: Left | None = None
+    id: str = ""
+
+
 class Totals(Struct, frozen=True):
     """Running sums over all blobs that a manifest names, and how often blobs were taken away so far."""
 

@@ -62,6 +62,65 @@ def test_of_a_whole_index_a_rebuild_keeps_everything(filled: Path, save: Save) -
     assert examine(filled) == []
 
 
+def test_a_rebuild_keeps_what_was_said_of_checkpoints(filled: Path, save: Save) -> None:
+    with Store.open(filled) as store:
+        one, two, torn = store.checkpoints()
+        store.tag(one.id, "release-1")
+        store.pin(two.id)
+        store.delete([one.id])
+        store.tag(torn.id, "release-1")
+        store.set_rules("job", "keep-last=3", 5, 7)
+    for index in ("there", "gone"):
+        if index == "gone":
+            (filled / "index" / "data.mdb").unlink()
+        rebuild(filled)
+        with Store.open(filled) as store:
+            assert store.resolve("release-1").id == torn.id
+            assert store.checkpoint(two.id).pinned
+            assert [gone.deleted_from for gone in store.trash()] == [State.AVAILABLE] * 2
+            assert (store.job("job").retain == "keep-last=3") is (index == "there")
+            assert store.totals().blobs == 5
+            assert store.best("job") == store.latest("job")
+    with Store.open(filled) as store:
+        store.restore(one.id)
+        assert store.checkpoint(one.id).tags == ()
+        assert store.verify() == []
+
+
+def test_a_rebuild_remembers_what_was_collected(filled: Path, save: Save) -> None:
+    with Store.open(filled) as store:
+        [_, last, _] = store.checkpoints()
+        work = store.layout.work("job")
+        (work / "m").write_bytes(b"two")
+        os.utime(work / "m", ns=(1, 1))
+        store.delete([last.id])
+        with store.collecting("a test"):
+            store.collect([last.id])
+            store.clear_garbage()
+        assert store.was_collected("job", "a", [("m", 3, 1)])
+    rebuild(filled)
+    with Store.open(filled) as store:
+        assert store.was_collected("job", "a", [("m", 3, 1)])
+        assert save(store, "a", {"m": b"three"}).ordinal == 3
+
+
+def test_a_collection_that_was_cut_off_is_not_undone_by_a_rebuild(filled: Path) -> None:
+    with Store.open(filled) as store:
+        [gone] = store.trash()
+        kept = store.layout.manifest(gone.id).read_bytes()
+        with store.collecting("a test"):
+            store.collect([gone.id])
+            store.clear_garbage()
+        store.layout.manifest(gone.id).write_bytes(kept)
+    assert [one.cure for one in examine(filled)] == ["it is removed: a crash left it"]
+    rebuild(filled)
+    with Store.open(filled) as store:
+        assert store.trash() == []
+        store.recover()
+        assert not store.layout.manifest(gone.id).exists()
+    assert examine(filled) == []
+
+
 @pytest.mark.parametrize("damage", ["gone", "empty", "garbage", "truncated"])
 def test_without_an_index_everything_but_runs_comes_from_the_manifests(filled: Path, damage: str) -> None:
     checkpoints, manifests, references, jobs = told(filled)
