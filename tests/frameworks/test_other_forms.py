@@ -98,13 +98,16 @@ def test_an_epoch_and_the_state_beside_it_are_checkpoints_of_their_own(mounted: 
     assert (layout / state.id / "recipe_state" / "recipe_state.pt").is_file()
 
 
-def test_the_layout_of_an_epoch_shows_the_state_beside_it(mounted: Mount) -> None:
+def test_the_layout_of_an_epoch_shows_the_state_that_was_beside_it(mounted: Mount) -> None:
     """S18: `layout/<id>/` shows the files under their path in the output directory with their companions and symlinks
     (torchtune wants its sibling directory)."""
-    save_epoch(mounted.path, 0)
-    (epoch,) = mounted.wait_for("epoch_0")
-    mounted.wait_for("recipe_state")
-    assert (mounted.view / "layout" / epoch.id / "recipe_state" / "recipe_state.pt").is_file()
+    for number in range(2):
+        save_epoch(mounted.path, number)
+        mounted.wait_for(f"epoch_{number}")
+    for number in range(2):
+        (epoch,) = mounted.committed(f"epoch_{number}")
+        beside = mounted.view / "layout" / epoch.id / "recipe_state" / "recipe_state.pt"
+        assert torch.load(beside, weights_only=True)["step"] == number
 
 
 AT_THE_ROOT = {
