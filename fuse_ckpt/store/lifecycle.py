@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import CheckpointLeased, CheckpointPinned, TagTaken, UnknownCheckpoint
+from fuse_ckpt.errors import CheckpointLeased, CheckpointPinned, StoreUnusable, TagTaken, UnknownCheckpoint
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, Manifest, State
 
@@ -44,7 +44,8 @@ class Lifecycle(Revisions):
         lease = locks.lease(self._lease_path(checkpoint), checkpoint, holder or f"process {os.getpid()}")
         try:
             self._head(checkpoint)  # again: a delete may have come first
-            with suppress(OSError):  # who reads may go on where nothing can be written; at worst a late file is added
+            # Who reads may go on where nothing can be written; at worst a late file is added.
+            with suppress(OSError, StoreUnusable):
                 self.settle(checkpoint)
         except BaseException:
             lease.close()
