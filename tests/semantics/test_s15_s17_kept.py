@@ -128,12 +128,12 @@ import errno, os, sys
 from fuse_ckpt.cli import main
 from fuse_ckpt.store import Store
 
-adopt = Store.adopt
-def broken(self, source):
+adopt = Store.adopt_all
+def broken(self, sources):
     if os.path.exists(os.environ["FULL_IF"]):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return adopt(self, source)
-Store.adopt = broken
+    return adopt(self, sources)
+Store.adopt_all = broken
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -168,13 +168,13 @@ import os, sys, time
 from fuse_ckpt.cli import main
 from fuse_ckpt.store import Store
 
-adopt = Store.adopt
-def slow(self, source):
+adopt = Store.adopt_all
+def slow(self, sources):
     open(os.environ["SLOW_UNTIL"] + ".reached", "w").close()
     while not os.path.exists(os.environ["SLOW_UNTIL"]):
         time.sleep(0.01)
-    return adopt(self, source)
-Store.adopt = slow
+    return adopt(self, sources)
+Store.adopt_all = slow
 sys.exit(main(sys.argv[1:]))
 """
 
