@@ -222,7 +222,7 @@ class WorkTree:
             where = waiting.pop()
             head = "" if where == "." else f"{where}/"
             for name, is_directory in self._entries(where):
-                if is_directory:
+                if is_directory and len(os.fsencode(head + name)) < PATH_MAX:
                     waiting.append(head + name)
                 yield head + name, not is_directory
 

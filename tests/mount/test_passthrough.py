@@ -203,6 +203,7 @@ def test_one_file_open_many_times_is_one_file_and_one_checkpoint(mounted: Mount,
             worker.communicate(timeout=30)
             assert worker.returncode == 0
         assert os.pread(held, 9 * SLOT, 0) == path.read_bytes()
+    assert mounted.cli("checkpoint", "commit", "job").returncode == 0  # what is changed in place so often is waited for
     (_, found) = mounted.wait_for("m.bin", 2)
     assert (mounted.by_id(found) / "m.bin").read_bytes() == expected + bytes(2 * SLOT - 1) + b"!"
     put(mounted.path / "after.bin")
