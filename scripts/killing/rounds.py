@@ -64,9 +64,8 @@ class Killing:
         )
 
     def close(self) -> None:
-        assert self._loader.stdin is not None
-        self._loader.stdin.close()
-        self._loader.wait()
+        with self._loader:  # closes both pipes and waits
+            pass
 
     def round(self, name: str) -> Outcome:
         """Run the victim in that form, kill it in a save, and look at what is listed then."""
