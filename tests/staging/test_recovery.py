@@ -24,7 +24,6 @@ POINTS = [
     ("seal:done", 2),
     ("adopt:fsync", 1),
     ("adopt:fsync", 2),
-    ("adopt:compare", 1),
     ("adopt:link", 1),
     ("adopt:link", 2),
     ("adopt:dirsync", 1),

@@ -52,6 +52,8 @@ def train(asked: argparse.Namespace) -> None:
         state = training.state_dict()
         dcp.load(state, checkpoint_id=INPUT)
         training.load_state_dict(state)
+    # Its own group: on the default one its collectives would meet those of the gradients in any order, and hang.
+    group = None if asked.wait else torch.distributed.new_group(backend="gloo")
     saving: tuple[str, Future[Any]] | None = None
     while training.step < asked.steps:
         loss = train_step(training.model, training.optimizer, training.step)
@@ -64,7 +66,7 @@ def train(asked: argparse.Namespace) -> None:
                 dcp.save(training.state_dict(), checkpoint_id=OUTPUT / name)
                 tell_saved(name)
             else:
-                future: Any = dcp.async_save(training.state_dict(), checkpoint_id=OUTPUT / name)
+                future: Any = dcp.async_save(training.state_dict(), checkpoint_id=OUTPUT / name, process_group=group)
                 saving = name, future
     finish(saving)
 
