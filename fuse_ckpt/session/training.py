@@ -168,19 +168,19 @@ class _Session:
         waited = _FORWARDED | {signal.SIGCHLD}
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some starters; then no child's end is ever told
         before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        path = self._store.layout.control(self._run.job)
+
+        def before_command() -> None:
+            """In the child: the daemon knows of it before it does anything, whatever becomes of us."""
+            control.ask(path, f"command {os.getpid()}")
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
         try:
             try:
-                child = subprocess.Popen(
-                    command,
-                    executable=program,
-                    env=environment,
-                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
-                )
+                child = subprocess.Popen(command, executable=program, env=environment, preexec_fn=before_command)
             except OSError as exc:
                 self._problems.append(f"the command {command[0]!r} cannot be started: {exc.strerror}")
                 return NotExecutable.exit_code, RunStatus.FAILED
-            path = self._store.layout.control(self._run.job)
-            control.ask(path, f"command {child.pid}")
             code = _wait(child, waited, lambda: control.ask(path, f"died {child.pid}"))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
