@@ -100,7 +100,7 @@ class Drafts(Mapping[Unit, Draft]):
         self._open_in = open_in
         self._drafts: dict[Unit, Draft] = {}
         self._times: dict[Unit, float] = {}
-        self._altered: set[Unit] = set()
+        self._altered: dict[Unit, None] = {}  # in this order, which decides between those due at the same moment
 
     def __getitem__(self, unit: Unit) -> Draft:
         return self._drafts[unit]
@@ -113,16 +113,16 @@ class Drafts(Mapping[Unit, Draft]):
 
     def begin(self, unit: Unit, now: float, amends: Recent | None = None) -> Draft:
         draft = self._drafts[unit] = Draft(unit, now, amends)
-        self._altered.add(unit)
+        self._altered[unit] = None
         return draft
 
     def drop(self, unit: Unit) -> None:
         del self._drafts[unit]
-        self._altered.add(unit)
+        self._altered[unit] = None
 
     def altered(self, unit: Unit) -> None:
         """The draft of `unit`, or what is open in it, is not as it was."""
-        self._altered.add(unit)
+        self._altered[unit] = None
 
     def view(self, draft: Draft) -> policy.Draft:
         return draft.view(self._open_in(draft.unit))
