@@ -84,6 +84,7 @@ class Index:
             self._mutex.release()
 
     def close(self) -> None:
+        """Let go of the environment and its map; whoever reads or writes next opens it again."""
         with self._mutex:
             self._drop()
 
