@@ -44,7 +44,7 @@ def recover(layout: Layout, index: Index) -> None:
             return
         with gc, locks.exclusive(layout.lock("publish")):
             _remove_blobs(layout.blobs / name, index)
-    index.close()  # it opens itself again, and the pages that were read count no more as this process's memory
+    index.renew()
 
 
 def _orphans(manifests: Path, records: Records) -> list[Path]:
