@@ -146,9 +146,7 @@ class Snapshots:
         self._changed_ns = max((one.committed_ns for one in self._by_id.values()), default=0)
         self._versions = {f"{c.name}@{c.ordinal}": c.id for c in found if c.state is State.AVAILABLE}
         places = (
-            (name, Entry(name, Kind.DIRECTORY, 0o555, self._changed_ns))
-            for name in self._versions
-            if _is_inside(name)
+            (name, Entry(name, Kind.DIRECTORY, 0o555, self._changed_ns)) for name in self._versions if _is_inside(name)
         )
         self._by_name = Tree(places, self._changed_ns, "")
         self._generation = generation
