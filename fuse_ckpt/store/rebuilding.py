@@ -24,14 +24,13 @@ from . import locks
 from .codec import manifest_from_json, manifest_to_json
 from .durable import fsync_directory, replace_file
 from .format import prepare
-from .index import Index
+from .index import DATA, Index
 from .layout import Layout
 from .records import Records, blob_sizes
 from .salvage import Salvaged, salvage
 from .validation import fault_of
 
 BATCH = 1000  # checkpoints a transaction
-DATA = "data.mdb"
 
 
 class Rebuilt(Struct, frozen=True):

@@ -218,6 +218,34 @@ def test_a_job_that_is_served_is_named_and_nothing_is_touched(filled: Path) -> N
     assert os.listdir(filled / "index") == ["data.mdb"]
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_whoever_had_the_store_open_goes_on_in_the_new_index(filled: Path, save: Save, looks: bool) -> None:
+    """No mount is in the way of a rebuild, but a push or a notebook may be there: what it records is not to be lost."""
+    with Store.open(filled) as store:
+        before = store.generation()
+        rebuild(filled)
+        if looks:
+            assert store.generation() > before
+            assert len(store.checkpoints()) == 3
+        told_once = store.generation()
+        late = save(store, "late", {"m": b"late"})
+        assert store.generation() > told_once
+    with Store.open(filled) as store:
+        store.recover()
+        assert store.resolve("job/late@1").id == late.id
+        assert store.verify() == []
+
+
+def test_while_its_file_is_gone_an_open_index_is_all_that_there_is(filled: Path, save: Save) -> None:
+    with Store.open(filled) as store:
+        (filled / "index" / "data.mdb").unlink()
+        late = save(store, "a", {"m": b"late"}, job="job")
+        assert (len(store.checkpoints()), late.ordinal) == (4, 3)
+    rebuild(filled)
+    with Store.open(filled) as store:
+        assert store.resolve("job/a@3").id == late.id
+
+
 # -- the doctor -------------------------------------------------------------------------------------------------------
 
 
