@@ -306,6 +306,35 @@ def test_what_only_a_person_can_decide_is_left_as_it_is(filled: Path) -> None:
     assert (draft / "m0").read_bytes() == b"the only copy"
 
 
+def torn_draft(root: Path, name: str, **links: Path) -> Path:
+    draft = root / "jobs" / "job" / "pending" / name
+    draft.mkdir()
+    (draft / "journal.json").write_bytes(b"")
+    for link, file in links.items():
+        os.link(file, draft / link)
+    return draft
+
+
+@pytest.mark.parametrize("drafts", [[["m0"], ["m0"]], [["m0", "m1"]]])
+def test_torn_drafts_that_have_the_last_names_of_a_file_are_not_all_removed(
+    filled: Path, drafts: list[list[str]]
+) -> None:
+    """A hard link makes a file a member twice, and its own names may have gone before the power did."""
+    file = filled / "tmp" / "only"
+    file.write_bytes(b"the only copy")
+    made = [torn_draft(filled, f"torn{at}", **dict.fromkeys(links, file)) for at, links in enumerate(drafts)]
+    file.unlink()
+    mend(filled)
+    assert [path.read_bytes() for draft in made for path in draft.glob("m0")] == [b"the only copy"]
+
+
+def test_a_draft_with_names_that_are_no_utf8_is_not_torn(filled: Path) -> None:
+    draft = torn_draft(filled, "sealed", m0=next((filled / "blobs").glob("*/*")))
+    (draft / "journal.json").write_text(json.dumps({"files": [{"path": "w\udc80"}]}))
+    assert mend(filled) == []
+    assert (draft / "m0").exists()
+
+
 # -- flipped bits -----------------------------------------------------------------------------------------------------
 
 LIST = """
