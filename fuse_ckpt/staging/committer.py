@@ -186,7 +186,7 @@ class Committer:
         if not scan.files:
             self._area.drafts.drop(unit)
         elif fault is not None and not self._area.is_over(unit):
-            self._area.not_whole(draft)
+            self._area.not_whole(draft, fault)
         elif not await self._prepare_and_take(draft, version, scan, fault):
             self._refused[unit] = self._area.clock() + RETRY_SEAL
 
@@ -198,7 +198,8 @@ class Committer:
             sealed = await trio.to_thread.run_sync(self._area.prepare, draft, scan, fault)
             if sealed is None:
                 return False
-            if self._is_still(draft, version) and not self._area.is_held(draft.unit):
+            held = self._area.is_held(draft.unit) or self._area.is_open(sealed)
+            if self._is_still(draft, version) and not held:
                 self._area.take(draft, sealed)
             else:
                 await trio.to_thread.run_sync(sealed.discard)
