@@ -260,6 +260,7 @@ class Job(Struct, frozen=True, omit_defaults=True):
     retain: str | None = None  # the retention policy that its mounts apply, in the grammar of `--retain`
     trash_ttl_ns: int | None = None  # how long its deleted checkpoints can be restored; None: a week
     min_free: int | None = None  # bytes of the disk that its mounts keep free
+    units: tuple[str, ...] = ()  # the globs by which its last mount told its units
 
 
 def check_job_name(name: str) -> str:

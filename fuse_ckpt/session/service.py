@@ -115,6 +115,7 @@ class Service:
         lock.note(str(self.mountpoint))
         store.ensure_job(job, time.time_ns())
         store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
+        store.note_units(job, options.units)
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)

@@ -93,7 +93,7 @@ def _fault(sealed: Sealed) -> str | None:
 
 
 def _damage(store: Store, job: str, journal: Journal, known: Mapping[InodeKey, str]) -> str | None:
-    """What was found to be damaged in the unit's newest checkpoint, if the draft has files of it: none is read again."""
+    """What was found to be damaged in the unit's newest checkpoint, if the draft has files of it, unread."""
     newest = store.newest(job, journal.unit.name)
     if newest is None or not is_marked_damaged(newest.checkpoint):
         return None
