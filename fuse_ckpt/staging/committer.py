@@ -18,7 +18,7 @@ import trio
 from msgspec import Struct
 
 from fuse_ckpt.errors import CommitFailed, FuseCkptError
-from fuse_ckpt.model import Checkpoint, State, Unit
+from fuse_ckpt.model import Checkpoint, InodeKey, State, Unit
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.commit import Committed, commit
 from fuse_ckpt.staging.drafts import Draft
@@ -72,6 +72,7 @@ class Committer:
         self._watched: set[int] = set()
         self._under_way: set[Path] = set()  # sealed drafts that a thread commits
         self._stuck: dict[Path, tuple[float, Sealed]] = {}  # could not be committed, and when to try again
+        self._unsynced: set[InodeKey] = set()  # an fsync of theirs has failed: no later one of them can be trusted
         self._refused: dict[Unit, float] = {}  # units that somebody can still write, and when to ask again
         self._heard: list[list[Checkpoint]] = []  # who wants to hear what is committed
         area.wake = self._wake
@@ -146,6 +147,8 @@ class Committer:
         sealed = next_draft(self._area.queue, self._under_way)
         if sealed is not None:
             self._under_way.add(sealed.directory)
+            if not self._unsynced.isdisjoint(sealed.keys):  # by a hard link, in another unit's draft
+                sealed.distrust()
             nursery.start_soon(self._commit, sealed)
             return True
         unit = self._ready()
@@ -248,6 +251,7 @@ class Committer:
         sealed.note_error(str(exc))
         if isinstance(exc, OSError) and not again:
             sealed.distrust()
+            self._unsynced.update(sealed.keys)
         told = f"in {RETRY_COMMIT:.0f} s" if again else "at the next mount"
         _log.error(
             "cannot commit %r, tried again %s: %s", sealed.journal.unit.name, told, exc, exc_info=_traceback(exc)

@@ -319,6 +319,28 @@ def test_a_commit_that_fails_stops_no_other(run: Run, point: str, caplog: pytest
     run(story)
 
 
+def test_a_failed_fsync_is_believed_of_every_name_of_the_file(run: Run) -> None:
+    """The kernel tells of it once: another draft's fsync of the same inode would say that all is well."""
+
+    async def story(trainer: Trainer, committer: Committer) -> None:
+        trainer.save("epoch-1.pt", torch_zip())
+        trainer.link("epoch-1.pt", "last.pt")
+        once = [OSError(errno.EIO, "the disk says no")]
+
+        def hook(reached: str) -> None:
+            if reached == "adopt:fsync" and once:
+                raise once.pop()
+
+        with faults.install(hook):
+            await later(2)
+        (one,) = trainer.store.checkpoints(JOB)
+        (entry,) = trainer.store.manifest(one.id).entries
+        assert one.name == "last.pt"
+        assert key_of(trainer.store.blob_path(entry.digest)) != key_of(trainer.work / "last.pt")
+
+    run(story)
+
+
 @pytest.mark.parametrize("prefix", ["seal:linked", "adopt:", "publish:manifest"])
 def test_a_bug_does_not_end_the_task(run: Run, prefix: str) -> None:
     async def story(trainer: Trainer, committer: Committer) -> None:
