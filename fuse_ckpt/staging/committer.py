@@ -24,7 +24,7 @@ from fuse_ckpt.staging.commit import Committed, commit
 from fuse_ckpt.staging.drafts import Draft
 from fuse_ckpt.staging.journal import Sealed, why_stuck
 from fuse_ckpt.staging.lanes import LANES, next_draft
-from fuse_ckpt.staging.processes import UNSEEN, wait_exit
+from fuse_ckpt.staging.processes import UNSEEN, open_process, wait_exit
 from fuse_ckpt.staging.workers import Workers
 from fuse_ckpt.staging.worktree import Scan
 from fuse_ckpt.store import Store
@@ -129,10 +129,10 @@ class Committer:
     def _watch(self, nursery: trio.Nursery, process: int) -> None:
         if process != UNSEEN and process not in self._watched:
             self._watched.add(process)
-            nursery.start_soon(self._wait_exit, process)
+            nursery.start_soon(self._wait_exit, process, open_process(process))
 
-    async def _wait_exit(self, process: int) -> None:
-        death = await wait_exit(process)
+    async def _wait_exit(self, process: int, pidfd: int | None) -> None:
+        death = await wait_exit(process, pidfd)
         self._watched.discard(process)
         self._area.exited(process, death)
 
