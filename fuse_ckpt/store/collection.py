@@ -271,17 +271,18 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _left(jobs: Path, manifest: Manifest) -> Left | None:
-    """A checkpoint's files, if the working tree has any of them unchanged: no mount is to take those for new."""
+    """Those files of a checkpoint that the working tree has unchanged, if any: no mount is to take them for new."""
     head = manifest.checkpoint
     if not head.job:
         return None
     root, prefix = jobs / head.job / "work", head.unit.prefix
-    files = tuple(
+    files = (
         (f"{prefix}/{one.path}" if prefix else one.path, one.size, one.mtime_ns)
         for one in manifest.entries
         if one.kind is Kind.FILE
     )
-    return Left(files) if any(_is_there(root / path, size, mtime_ns) for path, size, mtime_ns in files) else None
+    there = tuple((path, size, mtime_ns) for path, size, mtime_ns in files if _is_there(root / path, size, mtime_ns))
+    return Left(there) if there else None
 
 
 def _is_there(path: Path, size: int, mtime_ns: int) -> bool:

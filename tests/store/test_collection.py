@@ -172,6 +172,24 @@ def test_a_file_of_the_working_tree_keeps_its_bytes_and_is_sealed_no_more(store:
     assert again.ordinal == 2
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_versions_of_a_name_left_is_known_in_whatever_order_they_were_collected(
+    store: Store, save: Save, order: tuple[int, int]
+) -> None:
+    """Else the next mount takes the files of the newest one for new: what was deleted would come back."""
+    work = store.ensure_job("job", 1) and store.layout.work("job")
+    both = [save(store, "a", {"config": b"{}", "model": content}) for content in (b"one", b"other")]
+    for name, data in (("config", b"{}"), ("model", b"other")):
+        (work / name).write_bytes(data)
+        os.utime(work / name, ns=(1, 1))
+    with store.collecting("a test"):
+        for at in order:
+            store.delete([both[at].id])
+            store.collect([both[at].id])
+    assert store.was_collected("job", "a", [("config", 2, 1), ("model", 5, 1)])
+    assert not store.was_collected("job", "a", [("config", 2, 1), ("model", 3, 1)])
+
+
 def test_how_often_blobs_went_is_counted(store: Store, save: Save) -> None:
     one = rotated(store, save, "x", {"a": b"1"})
     before = store.totals().collections
