@@ -89,7 +89,13 @@ def _rebuild(layout: Layout) -> Rebuilt:
 
 def _merged(layout: Layout, old: Salvaged, problems: list[str]) -> Iterator[Manifest]:
     """Every manifest there is, from a file or from the old index, with the state that the old index gives it."""
-    known = dict(old.manifests)
+    known = {}
+    for checkpoint, manifest in old.manifests.items():
+        fault = fault_of(manifest)
+        if fault is None:
+            known[checkpoint] = manifest
+        else:
+            problems.append(f"The index's manifest of {checkpoint} is not to be trusted: {fault}. It is not recorded.")
     for path in sorted(layout.manifests.iterdir()):
         try:
             found = read_manifest(path)

@@ -177,7 +177,7 @@ def test_what_versions_of_a_name_left_is_known_in_whatever_order_they_were_colle
     store: Store, save: Save, order: tuple[int, int]
 ) -> None:
     """Else the next mount takes the files of the newest one for new: what was deleted would come back."""
-    work = store.ensure_job("job", 1) and store.layout.work("job")
+    work = store.layout.work("job")
     both = [save(store, "a", {"config": b"{}", "model": content}) for content in (b"one", b"other")]
     for name, data in (("config", b"{}"), ("model", b"other")):
         (work / name).write_bytes(data)

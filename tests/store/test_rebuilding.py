@@ -208,6 +208,16 @@ def test_a_manifest_that_cannot_be_trusted_is_named_and_not_recorded(filled: Pat
         assert victim.id not in {one.id for one in store.checkpoints()}
 
 
+def test_a_record_of_a_foreign_index_is_trusted_no_more_than_a_file(root: Path, save: Save) -> None:
+    """Whoever can write a store can write the checksums of its records too."""
+    with Store.open(root) as store:
+        forged = save(store, "a", {"../../outside": b"x"})
+    rebuilt = rebuild(root)
+    assert rebuilt.checkpoints == 0
+    assert all(forged.id in problem for problem in rebuilt.problems)
+    assert "no path inside" in rebuilt.problems[0]
+
+
 def test_a_job_that_is_served_is_named_and_nothing_is_touched(filled: Path) -> None:
     before = (filled / "index" / "data.mdb").read_bytes()
     with Store.open(filled) as store, store.lock_job("job") as lock:
