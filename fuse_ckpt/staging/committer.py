@@ -155,11 +155,14 @@ class Committer:
         if unit is None:
             return False
         self._refused.pop(unit, None)
+        draft = self._area.drafts[unit]
+        version = draft.version
         try:
-            await self._seal(unit)
+            await self._seal(draft, version)
         except Exception as exc:  # as below: it is tried again, and the mount goes on
-            self._refused[unit] = self._area.clock() + RETRY_FAILED
-            _log.warning("cannot seal %r, trying again: %s", unit.name, exc, exc_info=_traceback(exc))
+            if self._is_still(draft, version):  # else that is why: a file was removed, and all of it was sealed first
+                self._refused[unit] = self._area.clock() + RETRY_FAILED
+                _log.warning("cannot seal %r, trying again: %s", unit.name, exc, exc_info=_traceback(exc))
         return True
 
     def _ready(self) -> Unit | None:
@@ -179,9 +182,8 @@ class Committer:
                 del self._stuck[path]
                 self._area.queue.append(sealed)
 
-    async def _seal(self, unit: Unit) -> None:
-        draft = self._area.drafts[unit]
-        version = draft.version
+    async def _seal(self, draft: Draft, version: int) -> None:
+        unit = draft.unit
         self._area.sealed.looking()
         scan, fault = await trio.to_thread.run_sync(self._area.inspect, unit)
         if not self._is_still(draft, version):

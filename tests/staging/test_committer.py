@@ -182,6 +182,32 @@ def test_a_file_opened_by_another_units_name_while_a_seal_is_prepared_is_not_sea
     run(story)
 
 
+def test_what_is_removed_while_its_seal_is_prepared_is_kept_and_holds_nothing_up(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The removal seals it first. That a thread then does not find it is no failure, and no reason to wait."""
+
+    async def story(trainer: Trainer, _: Committer) -> None:
+        trainer.save("a.pt", torch_zip(b"first"))
+        prepare = trainer.area.prepare
+
+        def removed_meanwhile(*arguments: Any) -> Sealed | None:
+            trainer.area.prepare = prepare  # type: ignore[method-assign]
+            trainer.remove("a.pt")
+            return prepare(*arguments)
+
+        trainer.area.prepare = removed_meanwhile  # type: ignore[method-assign, assignment]
+        await later(0.3)
+        trainer.save("a.pt", torch_zip(b"second"))
+        await later(0.3)
+        assert trainer.checkpoints() == {
+            "a.pt@1": {"a.pt": torch_zip(b"first")}, "a.pt@2": {"a.pt": torch_zip(b"second")}
+        }  # fmt: skip
+        assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+    run(story)
+
+
 def test_equal_files_are_kept_once_and_only_the_blobs_inode_stays_sealed(run: Run) -> None:
     async def story(trainer: Trainer, committer: Committer) -> None:
         trainer.save("a.pt", torch_zip())
