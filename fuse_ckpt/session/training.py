@@ -64,6 +64,8 @@ def run_training(
         parent = _input(store, checkpoint, if_any, force)
         if parent is not None and parent.state is State.FAILED:
             report(f"resuming from {parent.id}, which is failed: {parent.failure}")
+        if parent is not None and (newer := _passed_over(store, checkpoint or "", parent)) is not None:
+            report(f"resuming from {parent.id}: the newer {newer.id} ({newer.name}) is failed: {newer.failure}")
         program = _find(command[0], environment)
         if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
             raise JobExists(job)
@@ -95,6 +97,13 @@ def _input(store: Store, reference: str | None, if_any: bool, force: bool) -> Ch
             f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same."
         )
     return found
+
+
+def _passed_over(store: Store, reference: str, found: Checkpoint) -> Checkpoint | None:
+    """The newest failed checkpoint of the job that `JOB:latest` would have meant, were it whole."""
+    job, _, word = reference.rpartition(":")
+    failed = store.checkpoints(job, {State.FAILED}, limit=1) if word == "latest" else []
+    return failed[0] if failed and failed[0].id > found.id else None
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:
