@@ -26,10 +26,6 @@ def commit(settings: Settings, what: str, as_json: bool) -> int:
     not whole becomes a failed checkpoint; what a program still writes is left alone. A job that is not mounted is
     committed as its next mount would.
 
-    \b
-    fuse-ckpt checkpoint commit my-job
-    fuse-ckpt checkpoint commit my-job/checkpoint-500
-
     Exit code 1 where a checkpoint is not whole or cannot be committed, 5 where one is still being written.
     """
     job, slash, name = what.partition("/")
@@ -70,9 +66,6 @@ def promote(settings: Settings, reference: str, as_json: bool) -> None:
     """Take a failed checkpoint as a good one: it is available from now on, and can be `latest`.
 
     For one whose training ended before its last file, and which you have looked at. Why it failed stays in `inspect`.
-
-    \b
-    fuse-ckpt checkpoint promote my-job/checkpoint-500
     """
     with access.store_with(settings, reference) as (store, [found]):
         after = store.promote(found.id)

@@ -31,10 +31,6 @@ def fetch_checkpoint(
 
     The destination appears whole or not at all. A fetch that was interrupted leaves a directory beside it, and the same
     command goes on with that. Where the disk can share extents (XFS, btrfs), no byte is copied.
-
-    \b
-    fuse-ckpt checkpoint fetch digits:latest --destination ./model
-    fuse-ckpt checkpoint fetch f2c7e114 --include '*.safetensors' --include config.json
     """
     with access.store_with(settings, reference) as (store, [found]):
         warn_of_failure(found)

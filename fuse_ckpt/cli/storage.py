@@ -65,11 +65,6 @@ def create(
     Credentials are looked for each time, where the provider's own tools look: in the environment (AWS_ACCESS_KEY_ID,
     GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, …), AWS's profiles, the machine's own role; or in
     --credentials-file, as lines KEY=VALUE, as AWS's own file, or Google's JSON.
-
-    \b
-    fuse-ckpt storage create lake --provider s3 --bucket models --region eu-central-1
-    fuse-ckpt storage create lab --provider minio --endpoint http://minio:9000 --bucket models --credentials-file ~/.lab
-    fuse-ckpt storage create disk --provider file --root /mnt/archive
     """
     from fuse_ckpt import transfer
     from fuse_ckpt.model import Connection, Provider

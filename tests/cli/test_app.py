@@ -70,6 +70,13 @@ def test_the_help_of_every_command_shows_its_use(program: Any, path: tuple[str, 
         assert any(f"fuse-ckpt {' '.join(path)}" in line for line in shown), shown
 
 
+@pytest.mark.parametrize("path", list(commands(app.program)), ids=" ".join)
+def test_the_help_shows_its_use_once(program: Any, path: tuple[str, ...]) -> None:
+    text, shown, _ = program(*path, "--help").out.partition("Options:")
+    calls = [line for line in text.splitlines()[1:] if line.strip().startswith("fuse-ckpt ")]
+    assert (calls, bool(shown)) == ([], True)
+
+
 @pytest.mark.parametrize("words", sorted(examples.EXAMPLES))
 def test_every_example_is_understood(words: str) -> None:
     """Its options and arguments are parsed, nothing is run."""
@@ -153,6 +160,13 @@ def test_help_and_lists_import_nothing_heavy(shelf: Any, arguments: list[str]) -
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, **separate(shelf))
     assert (done.returncode, done.stderr) == (0, "\n")
+
+
+def test_it_runs_with_a_click_whose_parameters_are_not_generic() -> None:
+    code = "import click; click.ParamType.__class_getitem__ = None; from fuse_ckpt.cli import main; main(['--help'])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
