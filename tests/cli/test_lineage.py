@@ -10,7 +10,7 @@ from fuse_ckpt.cli import render
 from fuse_ckpt.cli.ancestry import Ancestry
 from fuse_ckpt.cli.lineage import Drawing, document
 from fuse_ckpt.model import Checkpoint, Job, Metadata, Provenance, Run, RunStatus, Shape, State
-from fuse_ckpt.store import Store, tables
+from fuse_ckpt.store import Store, codec, tables
 
 PUSHED = ""  # the job of pushed checkpoints
 HERE = Provenance("box", "anna", "/home/anna", "4f2a1b9c" * 5, True, {"python": "3.11", "torch": "2.13.0"})
@@ -190,10 +190,9 @@ def test_of_jobs_that_were_mounted_by_hand_only_what_was_resumed_is_read(
         for _ in range(10):
             family.save(job, None, first[0] if job == "by-hand" else None)
     read: list[str] = []
-    unseal = tables.unseal
 
     def counted(key: bytes, record: bytes, kind: type, describe: Any) -> Any:
-        found = unseal(key, record, kind, describe)
+        found: object = codec.unseal(key, record, kind, describe)
         read.extend([found.job] if isinstance(found, Checkpoint) else [])
         return found
 
