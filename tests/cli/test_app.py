@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,6 +216,26 @@ def test_ctrl_c_exits_as_a_shell_has_it(program: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(access, "existing_store", interrupted)
     result = program("checkpoint", "list")
     assert (result.code, result.err.strip()) == (130, "")
+
+
+LOADED = """
+import os, signal, sys
+
+class Impatient:
+    def find_spec(self, name, path, target=None):
+        if name == "fuse_ckpt.cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Impatient())
+from fuse_ckpt.cli import main
+sys.exit(main(["--help"]))
+"""
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_no_traceback() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_reader_that_has_gone_is_no_traceback(shelf: Any) -> None:
