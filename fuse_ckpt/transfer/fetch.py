@@ -61,7 +61,10 @@ def fetch(
         entries = selection.chosen(store.manifest(checkpoint.id).entries, include)
         places.refuse_ours(destination, store.layout.root, "--destination")
         fresh = _is_fresh(destination, checkpoint.id, force)
-        with _partial(destination, checkpoint.id, fresh) as (partial, partial_fd):
+        with (
+            places.told_where_full(str(destination), "make room, or choose another --destination"),
+            _partial(destination, checkpoint.id, fresh) as (partial, partial_fd),
+        ):
             kept = _write_all(store, entries, partial, partial_fd, progress)
             if fresh:
                 partial.rename(destination)

@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_leaves_nothing(store: Store, out: Path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(copying, "copy", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FuseCkptError, match="out: No space left on device: make room, or choose another"):
         fetch(store, publish(store, [file(store, "a", b"12345")]), out)
     assert os.listdir(out.parent) == []
 
