@@ -204,7 +204,8 @@ def _say(document: Document, *, colour: bool) -> None:
 def _say_done(document: Document) -> None:
     for row in document["checkpoints"]:
         what = "Collected" if row["collected"] else "Moved to the trash"
-        click.echo(formats.visible(f"{what} {row['id']} ({row['job']}/{row['name']}): {row['reason']}"))
+        place = f"{row['job']}/{row['name']}" if row["job"] else row["name"]
+        click.echo(formats.visible(f"{what} {row['id']} ({place}): {row['reason']}"))
     for checkpoint, why in document.get("leftAlone", {}).items():
         click.echo(formats.visible(f"Left alone {checkpoint}: in use by {why}"), err=True)
     click.echo(f"{formats.size(document['freedBytes'])} freed{_held(document)}.")

@@ -54,7 +54,7 @@ def commit(settings: Settings, what: str, as_json: bool) -> int:
 
 
 def _committed(each: Checkpoint) -> str:
-    said = f"Committed {each.id} ({each.job}/{each.name}@{each.ordinal})"
+    said = f"Committed {each.id} ({each.place})"
     return formats.visible(f"{said}, failed: {each.failure}" if each.state == "failed" else said)
 
 
@@ -74,4 +74,4 @@ def promote(settings: Settings, reference: str, as_json: bool) -> None:
     elif found.promoted:
         click.echo(formats.visible(f"Checkpoint {after.id} is promoted already."))
     else:
-        click.echo(formats.visible(f"Promoted {after.id} ({after.job}/{after.name}@{after.ordinal})"))
+        click.echo(formats.visible(f"Promoted {after.id} ({after.place})"))

@@ -85,7 +85,7 @@ def _available(store: Store, reference: str) -> Checkpoint | None:
             raise
         return None
     if found.state == "failed":
-        raise NotReached(f"{found.id} ({found.job}/{found.name}) failed: {found.failure}.")
+        raise NotReached(f"{found.id} ({found.place}) failed: {found.failure}.")
     return found if found.state == "available" else None
 
 

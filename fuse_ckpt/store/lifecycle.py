@@ -231,7 +231,7 @@ def known(reference: str, found: T | None) -> T:
 
 
 def place(head: Checkpoint) -> str:
-    return f"{head.job}/{head.name}@{head.ordinal}"
+    return head.place
 
 
 def _changed(head: Checkpoint, records: Records) -> Manifest:

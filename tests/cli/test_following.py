@@ -98,7 +98,7 @@ def test_wait_for_one_that_failed_says_why(program: Any, shelf: Any) -> None:
     found = shelf.put(failure=TORN)
     result = program("checkpoint", "wait", "digits/ckpt.pt")
     assert (result.code, result.out) == (1, "")
-    assert result.err == f"{found.id} (digits/ckpt.pt) failed: {TORN}.\n"
+    assert result.err == f"{found.id} (digits/ckpt.pt@1) failed: {TORN}.\n"
 
 
 def test_wait_ends_when_what_it_waits_for_fails(shelf: Any, start: Start) -> None:

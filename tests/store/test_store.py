@@ -368,8 +368,8 @@ def test_verify_names_the_checkpoint_and_the_file(
     other = save(store, "y", {"b": b"data"})
     harm(store.blob_path(blake3(b"data").hexdigest()))
     first, second = store.verify()
-    assert first.startswith(f"{one.id} (job/x): 'a': ")
-    assert second.startswith(f"{other.id} (job/y): 'b': ")
+    assert first.startswith(f"{one.id} (job/x@1): 'a': ")
+    assert second.startswith(f"{other.id} (job/y@1): 'b': ")
     assert said in first
     assert store.verify([other.id]) == [second]
 
