@@ -11,6 +11,7 @@ import click
 
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.resumable import SHORT, files, include_option, patience_option, resumable, warn_of_failure
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _exported(done: Any, connection: str) -> str:
 
 @click.command("push", short_help="Take files in as a checkpoint.")
 @click.argument("name")
-@click.option("--file", "path", type=click.Path(path_type=Path), metavar="PATH", help="A file or a directory.")
+@click.option("--file", "path", type=GivenPath(), metavar="PATH", help="A file or a directory.")
 @click.option("--storage-provider", "connection", metavar="NAME", help="A connection of storage create.")
 @click.option("--source-path", metavar="PATH", help="BUCKET/PREFIX there, or a path below its directory.")
 @click.option("--follow-symlinks", is_flag=True, help="Take the files that symlinks out of the directory lead to.")

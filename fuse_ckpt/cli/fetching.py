@@ -10,6 +10,7 @@ import click
 
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.resumable import SHORT, files, include_option, resumable, warn_of_failure
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("fetch", short_help="Copy one out of the store.")
 @click.argument("reference", metavar="REF")
-@click.option("--destination", type=click.Path(path_type=Path), metavar="DIR", help="Default: ./NAME, else ./SHORT-ID.")
+@click.option("--destination", type=GivenPath(), metavar="DIR", help="Default: ./NAME, else ./SHORT-ID.")
 @include_option
 @click.option(
     "--force", is_flag=True, help="Write into a directory that is not empty; replaces files of the same names."

@@ -187,6 +187,32 @@ def test_a_usage_error_is_one_line_that_names_the_help(program: Any, arguments: 
     assert "--help" in result.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("checkpoint", "fetch", "digits:latest", "--force", "--destination", ""),
+        ("checkpoint", "push", "mine", "--file", ""),
+        ("training", "fetch", "digits", "--destination", ""),
+        ("mount", "digits", ""),
+        ("browse", ""),
+        ("umount", ""),
+        ("storage", "create", "disk", "--provider", "file", "--root", ""),
+        ("--store", "", "checkpoint", "list"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_working_directory(
+    program: Any, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    shelf.put()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/ckpt.pt").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path / "here")
+    result = program(*arguments)
+    assert (result.code, result.out, "it is empty: give a path" in result.err) == (2, "", True)
+    assert (tmp_path / "here/ckpt.pt").read_bytes() == b"mine"
+
+
 def test_a_bug_is_one_line_and_a_traceback_where_it_is_asked_for(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("the floor\x1b fell")

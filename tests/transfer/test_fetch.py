@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from fuse_ckpt.errors import Busy, Corrupt, CorruptBlob, FuseCkptError, NotFound, UnknownCheckpoint, UsageError
+from fuse_ckpt.errors import (
+    Busy,
+    CheckpointLeased,
+    Corrupt,
+    CorruptBlob,
+    FuseCkptError,
+    NotFound,
+    UnknownCheckpoint,
+    UsageError,
+)
 from fuse_ckpt.model import Checkpoint, Entry, Kind
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import copying, fetch
@@ -331,6 +340,21 @@ def test_the_longest_destination_name_works(store: Store, out: Path) -> None:
 def test_missing_parents_of_the_destination_are_made(store: Store, out: Path) -> None:
     fetch(store, publish(store, [file(store, "a", b"x")]), out / "x/y")
     assert tree(out) == ["x", "x/y", "x/y/a"]
+
+
+def test_a_checkpoint_is_leased_while_it_is_fetched(store: Store, out: Path) -> None:
+    checkpoint = publish(store, [file(store, "a", b"12345")])
+    refused: list[str] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(CheckpointLeased, match="in use by a fetch") as caught:
+            store.delete([checkpoint.id])
+        refused.append(str(caught.value))
+
+    fetch(store, checkpoint, out, progress=meanwhile)
+    assert refused
+    assert (out / "a").read_bytes() == b"12345"
+    store.delete([checkpoint.id])
 
 
 def test_a_deleted_checkpoint_cannot_be_fetched(store: Store, out: Path) -> None:
