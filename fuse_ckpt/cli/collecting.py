@@ -207,7 +207,7 @@ def _say_done(document: Document) -> None:
         place = f"{row['job']}/{row['name']}" if row["job"] else row["name"]
         click.echo(formats.visible(f"{what} {row['id']} ({place}): {row['reason']}"))
     for checkpoint, why in document.get("leftAlone", {}).items():
-        click.echo(formats.visible(f"Left alone {checkpoint}: in use by {why}"), err=True)
+        click.echo(formats.visible(f"Left alone {checkpoint}: {why}"), err=True)
     click.echo(f"{formats.size(document['freedBytes'])} freed{_held(document)}.")
     if waiting := document.get("waitingBytes"):
         later = "wait until no checkpoint is being committed: run gc again, or mount a job"
