@@ -111,8 +111,9 @@ def _parsed(policy: str | None) -> Policy | None:
 def _foretold(store: Store, plan: Plan, now_ns: int) -> Document:
     rows = [_row(each, keep, reason) for each, keep, reason in _fates(plan, now_ns)]
     going = [row["id"] for row in rows if row["action"] == "remove"]
+    frees = store.frees(going)
     for row in rows:
-        row["freesBytes"] = store.space([row["id"]]).free if row["action"] == "remove" else None
+        row["freesBytes"] = frees.get(row["id"])
     space = store.space(going)
     return {"dryRun": True, "checkpoints": rows, "freedBytes": space.free, "heldBytes": space.held}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import lmdb
 import pytest
@@ -449,6 +451,20 @@ def test_what_would_come_free_is_told_before(store: Store, save: Save) -> None:
     store.delete([held.id])
     assert store.space([own.id]) == Space(free=4 * BLOCK)  # the trash does not count
     assert store.space([]) == Space()
+
+
+def test_what_each_would_free_is_told_in_one_go(store: Store, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_ckpt.store.accounts._AT_ONCE", 7)
+    saved = [save(store, f"s{n}", {"a": bytes([n // 2]), "b": b"%d" % n, "c": b"all"}) for n in range(20)]
+    shutil.rmtree(store.layout.work("job"))  # which holds what comes free
+    store.delete([one.id for one in saved[::3]])
+    asked = [one.id for one in saved]
+    assert store.frees(asked) == {one: store.space([one]).free for one in asked}
+    assert set(store.frees(asked).values()) == {BLOCK, 2 * BLOCK}
+    read = mock.Mock(side_effect=store.index.read)
+    monkeypatch.setattr(store.index, "read", read)
+    store.frees(asked)
+    assert read.call_count <= 5  # the trash, what it names, and the asked ones by sevens
 
 
 def test_space_is_freed_from_the_oldest_on_and_never_in_vain(store: Store, save: Save) -> None:
