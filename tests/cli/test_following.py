@@ -130,6 +130,12 @@ def test_wait_says_when_the_time_is_up_and_looks_seldom(
     assert len(looks) <= 2 + 0.5 / following.LOOK
 
 
+def test_wait_for_what_is_of_no_job_says_where_to_look(program: Any, shelf: Any) -> None:
+    shelf.put()
+    result = program("checkpoint", "wait", "no-such-tag", "--timeout", "0")
+    assert (result.code, '"fuse-ckpt checkpoint list" tells what there is' in result.err) == (1, True)
+
+
 @pytest.mark.parametrize("arguments", [("",), ("digits/ckpt.pt", "--timeout", "-1"), ("x", "--status", "gone")])
 def test_wait_for_what_makes_no_sense_is_a_usage_error(program: Any, shelf: Any, arguments: tuple[str, ...]) -> None:
     shelf.put()
