@@ -153,6 +153,11 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     origin: Origin | None = None  # pushed ones only
 
     @property
+    def place(self) -> str:
+        """What people know it by, which is a reference too: JOB/NAME@N, or NAME@N where it was pushed."""
+        return f"{self.job}/{self.name}@{self.ordinal}" if self.job else f"{self.name}@{self.ordinal}"
+
+    @property
     def unit(self) -> Unit:
         return Unit(self.name, self.shape)
 

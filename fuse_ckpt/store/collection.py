@@ -132,14 +132,17 @@ class Collection(Accounts):
             with self.collecting(who, min(patience, TURN)):
                 collected = self.collect(going)
                 done.collected = collected.checkpoints
-                done.kept |= collected.in_use
+                done.kept |= {one: f"in use by {who}" for one, who in collected.in_use.items()}
                 done.cleared = self.clear_garbage(patience)
         return done
 
     def _delete_each(self, checkpoints: Sequence[Checkpoint], done: Tidied) -> None:
         try:
-            self.delete([one.id for one in checkpoints])
-        except (Busy, UnknownCheckpoint) as error:  # leased or pinned this very moment, or somebody else was faster
+            self.delete([one.id for one in checkpoints], by_policy=True)
+        except (
+            Busy,
+            UnknownCheckpoint,
+        ) as error:  # held this very moment, or somebody else was faster
             if len(checkpoints) == 1:
                 done.kept[checkpoints[0].id] = str(error)
                 return

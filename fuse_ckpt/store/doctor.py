@@ -100,7 +100,7 @@ def _files_without_record(layout: Layout, strays: set[str]) -> Iterator[Ailment]
 
 def _checkpoints(store: Store, named: set[str]) -> Iterator[Ailment]:
     for head in store.checkpoints(states=set(State) - {State.DELETED}):
-        who = f"{head.id} ({head.job}/{head.name})"
+        who = f"{head.id} ({head.place})"
         try:
             manifest = store.manifest(head.id)
         except CorruptRecord as error:

@@ -128,7 +128,7 @@ def _checked(layout: Layout, manifest: Manifest, problems: list[str]) -> Manifes
     lacking = missing_blob(layout, manifest)
     if lacking is None or head.state not in (State.AVAILABLE, State.PENDING):
         return manifest
-    problems.append(f"{head.id} ({head.job}/{head.name}) is failed now: {lacking}")
+    problems.append(f"{head.id} ({head.place}) is failed now: {lacking}")
     return replace(manifest, checkpoint=replace(head, state=State.FAILED, failure=lacking))
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import lmdb
 import pytest
 
 from fuse_ckpt import faults
 from fuse_ckpt.errors import Collecting, CorruptRecord, UnknownCheckpoint
-from fuse_ckpt.model import SCAN_RULES, Checkpoint, InodeKey, Scan
-from fuse_ckpt.store import Layout, Store
+from fuse_ckpt.model import SCAN_RULES, Checkpoint, InodeKey, Scan, State
+from fuse_ckpt.store import Layout, Store, parse_policy
 from fuse_ckpt.store.accounts import Space
 from fuse_ckpt.store.collection import Cleared, Collected
 
@@ -135,6 +139,23 @@ def test_a_restored_one_is_not_collected(store: Store, save: Save) -> None:
     assert [left.id for left in store.checkpoints()] == [one.id]
     assert store.layout.manifest(one.id).exists()
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("way", ["tag", "pin", "lease"])
+def test_what_somebody_holds_since_the_plan_was_made_stays(store: Store, save: Save, way: str) -> None:
+    saved = [save(store, f"step_{n}", {"a": bytes([n])}) for n in range(4)]
+    plan = store.plan(time.time_ns(), policy=parse_policy("keep-last=1"), ttl_ns=0)
+    held = saved[1].id
+    with contextlib.ExitStack() as stack:
+        if way == "lease":
+            stack.enter_context(store.lease(held, "a run"))
+        else:
+            _ = store.tag(held, "precious") if way == "tag" else store.pin(held)
+        done = store.tidy(plan, "the test")
+    assert [one.id for one in done.collected] == [saved[0].id, saved[2].id]
+    assert list(done.kept) == [held]
+    assert store.checkpoint(held).state is State.AVAILABLE
+    assert (store.tagged("precious") is not None) is (way == "tag")
 
 
 def test_collecting_twice_is_collecting_once(store: Store, save: Save) -> None:
@@ -448,6 +469,20 @@ def test_what_would_come_free_is_told_before(store: Store, save: Save) -> None:
     store.delete([held.id])
     assert store.space([own.id]) == Space(free=4 * BLOCK)  # the trash does not count
     assert store.space([]) == Space()
+
+
+def test_what_each_would_free_is_told_in_one_go(store: Store, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_ckpt.store.accounts._AT_ONCE", 7)
+    saved = [save(store, f"s{n}", {"a": bytes([n // 2]), "b": b"%d" % n, "c": b"all"}) for n in range(20)]
+    shutil.rmtree(store.layout.work("job"))  # which holds what comes free
+    store.delete([one.id for one in saved[::3]])
+    asked = [one.id for one in saved]
+    assert store.frees(asked) == {one: store.space([one]).free for one in asked}
+    assert set(store.frees(asked).values()) == {BLOCK, 2 * BLOCK}
+    read = mock.Mock(side_effect=store.index.read)
+    monkeypatch.setattr(store.index, "read", read)
+    store.frees(asked)
+    assert read.call_count <= 5  # the trash, what it names, and the asked ones by sevens
 
 
 def test_space_is_freed_from_the_oldest_on_and_never_in_vain(store: Store, save: Save) -> None:
