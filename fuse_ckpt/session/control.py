@@ -45,8 +45,12 @@ def ask(path: Path, question: str, *, patience: float | None = _ANSWER_PATIENCE)
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-async def listen(path: Path, answer: Callable[[str], Awaitable[Answer]]) -> None:
-    """Serve questions until cancelled; an earlier daemon's socket is replaced."""
+async def listen(
+    path: Path,
+    answer: Callable[[str], Awaitable[Answer]],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve questions until cancelled; it has started once they can be asked. An earlier daemon's socket is replaced."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     address = f"/proc/self/fd/{directory}/{path.name}"
     try:
@@ -55,6 +59,7 @@ async def listen(path: Path, answer: Callable[[str], Awaitable[Answer]]) -> None
             await listener.bind(address)
             path.chmod(0o600)  # the daemon has no umask
             listener.listen()
+            task_status.started()
 
             async def converse(peer: trio.SocketStream) -> None:
                 await _converse(peer, answer)

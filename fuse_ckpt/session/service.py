@@ -89,7 +89,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             if self._committer is not None and self._options.job is not None:
                 nursery.start_soon(self._committer.run)
-                nursery.start_soon(control.listen, self._store.layout.control(self._options.job), self._answer)
+                await nursery.start(control.listen, self._store.layout.control(self._options.job), self._answer)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._obey_signals, nursery)
             if self._options.supervisor is not None:
