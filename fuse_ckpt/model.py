@@ -118,6 +118,8 @@ class Connection(Struct, frozen=True, omit_defaults=True):
     credentials_file: str | None = None  # None: the provider's usual chain of environment, profile, instance
     creates_once: bool | None = None  # what a probe found: of two conditional creates, one wins
     probed_ns: int | None = None
+    exclusive: bool = False  # one machine alone writes there: no condition is needed
+    attached: str | None = None  # BUCKET/PREFIX ("": all of a directory) whose checkpoints are listed here
 
 
 class Checkpoint(Struct, frozen=True, omit_defaults=True):
@@ -151,6 +153,7 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     deleted_ns: int | None = None  # when it was deleted; the bytes go some time later
     deleted_from: State | None = None  # what it was until then, and is again when it is restored
     origin: Origin | None = None  # pushed ones only
+    remote: str | None = None  # the connection that has its bytes, of which some or all are not here
 
     @property
     def unit(self) -> Unit:
@@ -252,6 +255,53 @@ class Run(Struct, frozen=True, omit_defaults=True):
     provenance: Provenance | None = None  # None: the run is older than the recording of it
 
 
+class Stage(StrEnum):
+    """How far the copy of a checkpoint in an object store is."""
+
+    WAITING = "waiting"
+    UPLOADING = "uploading"
+    PARTIAL = "partial"  # our part is there, and others' are not
+    REPLICATED = "replicated"
+    ABORTED = "aborted"  # others decided that it is not to be
+    GIVEN_UP = "given up"
+
+
+class Replication(Struct, frozen=True, omit_defaults=True):
+    """Where the checkpoints of a job are to be copied to, and which part of them this node writes.
+
+    `attempt` is what the nodes of one start of a run have in common, and no other start of the job; for a single node
+    it is of no use.
+    """
+
+    storage: str  # the name of a connection
+    rank: int = 0
+    nodes: int = 1
+    attempt: str = ""
+    rate: int | None = None  # bytes a second at most
+
+
+class Replica(Struct, frozen=True, omit_defaults=True):
+    """The copy of a checkpoint in an object store: on its way there, arrived, or come from there."""
+
+    storage: str  # the name of a connection
+    stage: Stage
+    changed_ns: int
+    rank: int = 0
+    nodes: int = 1
+    attempt: str = ""
+    generation: int = 1  # this is the n-th checkpoint of its NAME in the attempt
+    group: str = ""  # what it is called there, once that is known
+    sent: int = 0  # bytes that are there
+    size: int = 0  # bytes of all its files
+    parts: tuple[int, ...] = ()  # the ranks whose parts were seen there
+    reason: str | None = None  # why it was given up, aborted, or does not get on
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to be done for it any more."""
+        return self.stage in (Stage.REPLICATED, Stage.ABORTED, Stage.GIVEN_UP)
+
+
 class Job(Struct, frozen=True, omit_defaults=True):
     """A training job: a name, its working tree, its runs and its checkpoints."""
 
@@ -260,6 +310,7 @@ class Job(Struct, frozen=True, omit_defaults=True):
     retain: str | None = None  # the retention policy that its mounts apply, in the grammar of `--retain`
     trash_ttl_ns: int | None = None  # how long its deleted checkpoints can be restored; None: a week
     min_free: int | None = None  # bytes of the disk that its mounts keep free
+    replication: Replication | None = None  # where its checkpoints are copied to
 
 
 def check_job_name(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fuse_ckpt.model import Checkpoint, Job, Manifest, State
+from fuse_ckpt.model import Checkpoint, Job, Manifest, Stage, State
 
 from .blobs import stat_or_none
 from .lifecycle import Lifecycle
@@ -102,7 +102,7 @@ class Accounts(Lifecycle):
 
     def decisions(self, policy: Policy, now_ns: int, job: str | None = None) -> list[Decision]:
         """What a policy says of the checkpoints of one job, or of all."""
-        in_use = self.leased()
+        in_use = {**self._index.read(_outgoing), **self.leased()}
         states = frozenset(State) - {State.DELETED}
         found = self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in states])
         return decide(found, policy, in_use, now_ns)
@@ -189,6 +189,12 @@ def _names_and_references(wanted: set[str], records: Records) -> tuple[Counter[s
 
 def _counted(manifests: Iterable[Manifest | None]) -> Counter[str]:
     return Counter(digest for one in manifests if one is not None for digest in blob_sizes(one))
+
+
+def _outgoing(records: Records) -> dict[str, str]:
+    """The checkpoints whose bytes are still to be copied, by id: who else would have them."""
+    waiting = records.outbox()
+    return {checkpoint: f"the copy to {one.storage}" for checkpoint, one in waiting if one.stage is not Stage.PARTIAL}
 
 
 def _ttl(job: Job | None) -> int:

@@ -14,6 +14,9 @@
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
     connections   name                          → Connection
+    outbox        id                            → Replica            to be copied to an object store
+    replicas      id                            → Replica            copied there, or come from there
+    generations   BLAKE3-128(attempt \\0 name)   → how many checkpoints of that NAME the attempt has made
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
 only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again. The last
@@ -34,10 +37,11 @@ from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan
 from . import briefs
 from .codec import is_sealed
 from .listings import Listings
+from .replica_records import ReplicaRecords
 from .tables import NAME_HASH, ORDINAL, Left, Remnant, Table, id_of, job_prefix, name_key
 
 
-class Records(Listings):
+class Records(ReplicaRecords, Listings):
     """Valid inside the transaction alone."""
 
     # checkpoints
@@ -128,6 +132,7 @@ class Records(Listings):
         self._delete(Table.CHECKPOINTS, key)
         self._delete(Table.MANIFESTS, key)
         self._delete(Table.BY_JOB, job_prefix(head.job) + key)
+        self.drop_replica(head.id)
         if head.ordinal != self.last_ordinal(head.job, head.name):
             self._delete(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal))
         if left is not None:

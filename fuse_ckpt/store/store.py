@@ -28,6 +28,8 @@ from .format import prepare
 from .index import MAP_SIZE, Index
 from .layout import Layout
 from .lifecycle import known
+from .outbox import Outbox
+from .queueing import queue
 from .records import Records, blob_sizes
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Ending, Checks, Connections):
+class Store(Ending, Checks, Connections, Outbox):
     """A store that is open. Sync, for any thread of the process that opened it; for fork() see `before_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
@@ -184,7 +186,7 @@ class Store(Ending, Checks, Connections):
             fault("publish:manifest")
             self._write_manifest(manifest)
             fault("publish:txn")
-            self._index.write(lambda records: records.add(manifest, new.sealed))
+            self._index.write(lambda records: _record(manifest, new, records))
             fault("publish:done")
         self._blobs.recorded(sizes)
         return head
@@ -217,6 +219,11 @@ class Store(Ending, Checks, Connections):
         """
         upkeep.recover(self.layout, self._index)
         self.keep_reserve()
+
+
+def _record(manifest: Manifest, new: NewCheckpoint, records: Records) -> None:
+    records.add(manifest, new.sealed)
+    queue(manifest.checkpoint, records, new=True)
 
 
 def _describe(new: NewCheckpoint) -> Checkpoint:

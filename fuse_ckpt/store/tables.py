@@ -15,7 +15,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Run, Scan
+from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Replica, Run, Scan
 
 from .codec import seal, unseal
 from .named import Named
@@ -77,6 +77,9 @@ class Table(StrEnum):
     RUNS = "runs"
     CONNECTIONS = "connections"
     SCANS = "scans"
+    OUTBOX = "outbox"
+    REPLICAS = "replicas"
+    GENERATIONS = "generations"
 
 
 KINDS: dict[Table, type] = {
@@ -93,6 +96,9 @@ KINDS: dict[Table, type] = {
     Table.RUNS: Run,
     Table.CONNECTIONS: Connection,
     Table.SCANS: Scan,
+    Table.OUTBOX: Replica,
+    Table.REPLICAS: Replica,
+    Table.GENERATIONS: int,
 }
 
 

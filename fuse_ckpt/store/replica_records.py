@@ -1,0 +1,56 @@
+"""The tables that say which checkpoints are to be copied to an object store, and which are there, inside one
+transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+from fuse_ckpt.model import Replica
+
+from .tables import Table, Tables, id_key, id_of, name_key
+
+
+class ReplicaRecords(Tables):
+    """A checkpoint has a row in the outbox, or in `replicas`, or in none of them."""
+
+    def replica(self, checkpoint: str) -> Replica | None:
+        """The copy of the checkpoint of a full id, on its way or arrived."""
+        key = id_key(checkpoint)
+        if key is None:
+            return None
+        return self._get(Table.OUTBOX, key, Replica) or self._get(Table.REPLICAS, key, Replica)
+
+    def put_replica(self, checkpoint: str, replica: Replica) -> None:
+        """Record how the copy is; what nothing is to be done for leaves the outbox."""
+        key = UUID(checkpoint).bytes
+        into, out_of = (Table.REPLICAS, Table.OUTBOX) if replica.is_over else (Table.OUTBOX, Table.REPLICAS)
+        self._delete(out_of, key)
+        self._put(into, key, replica)
+
+    def drop_replica(self, checkpoint: str) -> None:
+        key = UUID(checkpoint).bytes
+        self._delete(Table.OUTBOX, key)
+        self._delete(Table.REPLICAS, key)
+
+    def is_outgoing(self, checkpoint: str) -> bool:
+        """Whether it waits to be copied, or is being copied; also where its record is damaged."""
+        key = id_key(checkpoint)
+        return key is not None and self._transaction.get(key, db=self._tables[Table.OUTBOX]) is not None
+
+    def outbox(self) -> Iterator[tuple[str, Replica]]:
+        """What is to be copied, by ids, in the order of the commits."""
+        for key, found in self._pairs(Table.OUTBOX, self._from(Table.OUTBOX, b""), Replica):
+            yield id_of(key), found
+
+    def replicas(self) -> Iterator[tuple[str, Replica]]:
+        """What nothing is to be done for any more, by ids."""
+        for key, found in self._pairs(Table.REPLICAS, self._from(Table.REPLICAS, b""), Replica):
+            yield id_of(key), found
+
+    def next_generation(self, attempt: str, name: str) -> int:
+        """The number of the next checkpoint of `name` (JOB/NAME) in the attempt, from 1; each call counts one on."""
+        key = name_key(attempt, name)
+        number = 1 + (self._get(Table.GENERATIONS, key, int) or 0)
+        self._put(Table.GENERATIONS, key, number)
+        return number
