@@ -295,6 +295,7 @@ class Replica(Struct, frozen=True, omit_defaults=True):
     size: int = 0  # bytes of all its files
     parts: tuple[int, ...] = ()  # the ranks whose parts were seen there
     reason: str | None = None  # why it was given up, aborted, or does not get on
+    became: str | None = None  # the id of the checkpoint of all nodes that this node's part of it has become
 
     @property
     def is_over(self) -> bool:

@@ -120,7 +120,7 @@ def read_manifest(path: Path) -> Manifest:
 def _checked(layout: Layout, manifest: Manifest, problems: list[str]) -> Manifest:
     """The manifest; as a failed checkpoint's, where one of its blobs is not there with its size."""
     head = manifest.checkpoint
-    lacking = missing_blob(layout, manifest)
+    lacking = missing_blob(layout, manifest) if head.remote is None else None
     if lacking is None or head.state not in (State.AVAILABLE, State.PENDING):
         return manifest
     problems.append(f"{head.id} ({head.job}/{head.name}) is failed now: {lacking}")

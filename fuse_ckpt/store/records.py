@@ -17,6 +17,7 @@
     outbox        id                            → Replica            to be copied to an object store
     replicas      id                            → Replica            copied there, or come from there
     generations   BLAKE3-128(attempt \\0 name)   → how many checkpoints of that NAME the attempt has made
+    sent          BLAKE3-128(storage \\0 job) digest → key of the object with these bytes that a part names
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
 only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again. The last
@@ -46,11 +47,18 @@ class Records(ReplicaRecords, Listings):
 
     # checkpoints
 
+    def by_id(self, checkpoint: str, *, deleted: bool = False) -> Checkpoint | None:
+        """The checkpoint of a full id, also of an id that it had before the other nodes' parts were joined with it."""
+        found = super().by_id(checkpoint, deleted=deleted)
+        if found is None and (replica := self.replica(checkpoint)) is not None and replica.became is not None:
+            return super().by_id(replica.became, deleted=deleted)
+        return found
+
     def manifest(self, checkpoint: str, *, deleted: bool = False) -> Manifest | None:
         head = self.by_id(checkpoint, deleted=deleted)
         if head is None:
             return None
-        manifest = self._get(Table.MANIFESTS, UUID(checkpoint).bytes, Manifest)
+        manifest = self._get(Table.MANIFESTS, UUID(head.id).bytes, Manifest)
         if manifest is None:
             raise CorruptRecord(f"The index has no manifest of checkpoint {checkpoint}.")
         return replace(manifest, checkpoint=head)
@@ -107,6 +115,20 @@ class Records(ReplicaRecords, Listings):
         self._put(Table.MANIFESTS, UUID(manifest.checkpoint.id).bytes, manifest)
         self.claim({digest: size for digest, size in blob_sizes(manifest).items() if digest not in known})
         self.seal_inodes(sealed)
+
+    def merge(self, local: Manifest, whole: Manifest, inodes: Mapping[str, int]) -> None:
+        """The checkpoint `local` is `whole` from now on: under another id, and with the files of others too."""
+        old, new = local.checkpoint, whole.checkpoint
+        self.hold(whole, {}, ())
+        self.put_checkpoint(new)
+        self._put(Table.BY_NAME, name_key(new.job, new.name) + ORDINAL.pack(new.ordinal), UUID(new.id).bytes)
+        for tag in new.tags:
+            self.put_tag(tag, new.id)
+        key = UUID(old.id).bytes
+        self._delete(Table.CHECKPOINTS, key)
+        self._delete(Table.MANIFESTS, key)
+        self._delete(Table.BY_JOB, job_prefix(old.job) + key)
+        self.disclaim(blob_sizes(local), inodes)
 
     def put_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Record what a checkpoint is now; the one way in which it changes."""

@@ -48,9 +48,23 @@ class ReplicaRecords(Tables):
         for key, found in self._pairs(Table.REPLICAS, self._from(Table.REPLICAS, b""), Replica):
             yield id_of(key), found
 
+    def sent(self, storage: str, job: str, digest: str) -> str | None:
+        """The key of an object with these bytes; whether it is there still, only the object store can tell."""
+        return self._get(Table.SENT, _sent_key(storage, job, digest), str)
+
+    def put_sent(self, storage: str, job: str, digest: str, key: str) -> None:
+        self._put(Table.SENT, _sent_key(storage, job, digest), key)
+
+    def drop_sent(self, storage: str, job: str, digest: str) -> None:
+        self._delete(Table.SENT, _sent_key(storage, job, digest))
+
     def next_generation(self, attempt: str, name: str) -> int:
         """The number of the next checkpoint of `name` (JOB/NAME) in the attempt, from 1; each call counts one on."""
         key = name_key(attempt, name)
         number = 1 + (self._get(Table.GENERATIONS, key, int) or 0)
         self._put(Table.GENERATIONS, key, number)
         return number
+
+
+def _sent_key(storage: str, job: str, digest: str) -> bytes:
+    return name_key(storage, job) + bytes.fromhex(digest)

@@ -80,6 +80,7 @@ class Table(StrEnum):
     OUTBOX = "outbox"
     REPLICAS = "replicas"
     GENERATIONS = "generations"
+    SENT = "sent"
 
 
 KINDS: dict[Table, type] = {
@@ -99,6 +100,7 @@ KINDS: dict[Table, type] = {
     Table.OUTBOX: Replica,
     Table.REPLICAS: Replica,
     Table.GENERATIONS: int,
+    Table.SENT: str,
 }
 
 

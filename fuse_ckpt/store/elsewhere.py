@@ -1,0 +1,180 @@
+"""The half of the store that knows checkpoints whose bytes are, or were, somewhere else: listed here like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fuse_ckpt.errors import CheckpointLeased, Corrupt, CorruptBlob, UnknownCheckpoint
+from fuse_ckpt.model import Checkpoint, Manifest, Replica, State
+
+from . import locks
+from .lifecycle import LEASE
+from .records import Records, blob_sizes
+from .revisions import Revisions
+from .validation import fault_of
+
+
+class Elsewhere(Revisions):
+    """See `Store` for what all methods have in common."""
+
+    def add_remote(self, found: Sequence[tuple[Checkpoint, Replica]]) -> list[Checkpoint]:
+        """Record checkpoints that lie in an object store and are not known here, in this order; those that were new.
+
+        What they are made of is told by `learn`, when somebody wants to know. Errors: Corrupt (no such checkpoint can
+        be), InvalidJobName.
+        """
+        for head, _ in found:
+            _check(Manifest(head, ()))
+        for job in {head.job for head, _ in found}:
+            self.ensure_job(job, min(head.created_ns for head, _ in found if head.job == job))
+        with locks.exclusive(self.layout.lock("publish")):
+            return self._index.write(lambda records: _add_remote(found, records))
+
+    def learn(self, manifest: Manifest) -> Checkpoint:
+        """Record what a checkpoint that `add_remote` has added is made of. It may be learned already.
+
+        Errors: UnknownCheckpoint, Corrupt (it is not what was announced, or cannot be).
+        """
+        _check(manifest)
+        known = self._index.write(lambda records: _learn(manifest, records))
+        self._write_manifest(known)
+        return known.checkpoint
+
+    def is_learned(self, checkpoint: str) -> bool:
+        """Whether it is known what the checkpoint is made of. Errors: UnknownCheckpoint."""
+        found = self._index.read(lambda records: records.manifest(checkpoint))
+        if found is None:
+            raise UnknownCheckpoint(checkpoint)
+        return found.checkpoint.remote is None or bool(found.entries) or not found.checkpoint.files
+
+    def absent(self, checkpoint: str) -> dict[str, int]:
+        """The digests of the checkpoint whose bytes are not here, and their sizes. Errors: UnknownCheckpoint."""
+        found = self._index.read(lambda records: records.manifest(checkpoint))
+        if found is None:
+            raise UnknownCheckpoint(checkpoint)
+        return {digest: size for digest, size in blob_sizes(found).items() if not self._blobs.holds(digest, size)}
+
+    def receive(self, source: Path, digest: str) -> None:
+        """Take the file `source`, to which nobody writes, in as the bytes of a digest that a checkpoint names.
+
+        Errors: CorruptBlob (its bytes are others: nothing is taken), OSError.
+        """
+        with locks.shared(self.layout.lock("gc")):
+            adopted = self._blobs.adopt(source)
+            if adopted.digest != digest:
+                raise CorruptBlob(f"What was fetched as {digest} has the digest {adopted.digest}: it is not used.")
+            self._blobs.recorded((digest,))
+
+    def arrived(self, checkpoint: str) -> Checkpoint:
+        """The checkpoint; from now on one of this store alone, if all its bytes are here. Errors: UnknownCheckpoint."""
+        if not self.is_learned(checkpoint) or self.absent(checkpoint):
+            return self._head_of(checkpoint)
+
+        def work(records: Records) -> Manifest:
+            found = records.manifest(checkpoint)
+            if found is None:
+                raise UnknownCheckpoint(checkpoint)
+            here = replace(found.checkpoint, remote=None)
+            records.put_checkpoint(here)
+            return replace(found, checkpoint=here)
+
+        here = self._index.write(work)
+        self._write_manifest(here)
+        return here.checkpoint
+
+    def merge(self, local: str, whole: Manifest, replica: Replica) -> Checkpoint:
+        """This node's part `local` of a checkpoint of many nodes is the `whole` one from now on, under its id.
+
+        What people have said of it goes along. Errors: UnknownCheckpoint, CheckpointLeased (by whoever reads the part:
+        try again later), Corrupt.
+        """
+        _check(whole)
+        lock = locks.try_exclusive(self.layout.lock(f"{LEASE}{local}"))
+        if lock is None:
+            raise CheckpointLeased(f"Checkpoint {local} is in use: it is joined with the other nodes' parts later.")
+        with lock, locks.exclusive(self.layout.lock("publish")):
+            merged = self._index.write(lambda records: _merge(local, whole, replica, records))
+            lock.path.unlink(missing_ok=True)
+            self._write_manifest(merged)
+            self.layout.manifest(local).unlink(missing_ok=True)
+        return merged.checkpoint
+
+    def sent(self, storage: str, job: str, digests: Iterable[str]) -> dict[str, str]:
+        """digest → the key of an object of the job there that has these bytes, of those that were sent before."""
+
+        def work(records: Records) -> dict[str, str | None]:
+            return {digest: records.sent(storage, job, digest) for digest in digests}
+
+        return {digest: key for digest, key in self._index.read(work).items() if key is not None}
+
+    def note_sent(self, storage: str, job: str, keys: Mapping[str, str]) -> None:
+        """These bytes are there, and a part names them: digest → key."""
+
+        def work(records: Records) -> None:
+            for digest, key in keys.items():
+                records.put_sent(storage, job, digest, key)
+
+        self._index.write(work)
+
+    def forget_sent(self, storage: str, job: str, digests: Iterable[str]) -> None:
+        """These bytes are to be sent anew."""
+
+        def work(records: Records) -> None:
+            for digest in digests:
+                records.drop_sent(storage, job, digest)
+
+        self._index.write(work)
+
+    def _head_of(self, checkpoint: str) -> Checkpoint:
+        found = self._index.read(lambda records: records.by_id(checkpoint))
+        if found is None:
+            raise UnknownCheckpoint(checkpoint)
+        return found
+
+
+def _check(manifest: Manifest) -> None:
+    """Errors: Corrupt. Its number is given here, whatever it was elsewhere."""
+    wrong = fault_of(replace(manifest, checkpoint=replace(manifest.checkpoint, ordinal=1)))
+    if wrong is not None:
+        raise Corrupt(f"Checkpoint {manifest.checkpoint.id!r} of the object store cannot be: {wrong}.")
+
+
+def _add_remote(found: Sequence[tuple[Checkpoint, Replica]], records: Records) -> list[Checkpoint]:
+    new = []
+    for head, replica in found:
+        if records.by_id(head.id, deleted=True) is None:
+            numbered = replace(head, ordinal=records.last_ordinal(head.job, head.name) + 1)
+            records.add(Manifest(numbered, ()), ())
+            records.put_replica(head.id, replica)
+            new.append(numbered)
+    return new
+
+
+def _learn(manifest: Manifest, records: Records) -> Manifest:
+    known = records.manifest(manifest.checkpoint.id)
+    if known is None:
+        raise UnknownCheckpoint(manifest.checkpoint.id)
+    if known.checkpoint.remote is None or known.entries:
+        return known
+    learned = replace(manifest, checkpoint=known.checkpoint)
+    records.hold(learned, {}, ())
+    return learned
+
+
+def _merge(local: str, whole: Manifest, replica: Replica, records: Records) -> Manifest:
+    before = records.manifest(local)
+    if before is None or before.checkpoint.state is not State.AVAILABLE:
+        raise UnknownCheckpoint(local)
+    said = before.checkpoint
+    head = replace(
+        whole.checkpoint, ordinal=said.ordinal, committed_ns=said.committed_ns, draft=said.draft, tags=said.tags,
+        pinned=said.pinned, settled=True, run=said.run, parent=said.parent,
+    )  # fmt: skip
+    merged = replace(whole, checkpoint=head)
+    records.merge(before, merged, {})
+    records.put_replica(head.id, replica)
+    records.put_replica(local, replace(replica, became=head.id))
+    return merged

@@ -1,0 +1,169 @@
+"""Checkpoints whose bytes lie in an object store: listed here, and taken for what is here only when it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from msgspec.structs import replace
+
+from fuse_ckpt.errors import CheckpointLeased, Corrupt, CorruptBlob, UnknownCheckpoint
+from fuse_ckpt.model import Checkpoint, Entry, Kind, Manifest, Metadata, Replica, Replication, Shape, Stage, State
+from fuse_ckpt.store import Store, examine, rebuild
+
+Save = Callable[..., Checkpoint]
+THERE = Replica("lake", Stage.REPLICATED, 5, group="g")
+BYTES = {"a": b"aa", "b": b"bbb"}
+
+
+def id_of(number: int) -> str:
+    return f"0196f0a5-0000-7000-8000-{number:012x}"
+
+
+def head(number: int = 1, name: str = "step-1", *, size: int = 5, files: int = 2) -> Checkpoint:
+    return Checkpoint(
+        id_of(number), "far", name, Shape.DIRECTORY, 0, "0", State.AVAILABLE, 5, 5, size, files,
+        Metadata(step=number, resumable=True), settled=True, remote="lake",
+    )  # fmt: skip
+
+
+def made_of(found: Checkpoint, files: dict[str, bytes] = BYTES) -> Manifest:
+    return Manifest(
+        found, tuple(Entry(path, Kind.FILE, 0o644, 1, len(b), blake3(b).hexdigest()) for path, b in files.items())
+    )
+
+
+def deliver(store: Store, tmp_path: Path, data: bytes) -> None:
+    source = tmp_path / "delivered"
+    source.write_bytes(data)
+    store.receive(source, blake3(data).hexdigest())
+    source.unlink()
+
+
+def test_they_are_listed_and_found_as_any_other(store: Store) -> None:
+    added = store.add_remote([(head(1), THERE), (head(2), THERE), (head(3, "last"), THERE)])
+    assert [(one.id, one.ordinal) for one in added] == [(id_of(1), 1), (id_of(2), 2), (id_of(3), 1)]
+    assert store.add_remote([(head(2), THERE)]) == []
+    assert [one.id for one in store.checkpoints("far")] == [id_of(1), id_of(2), id_of(3)]
+    assert store.resolve("far:latest").id == id_of(3)
+    assert store.resolve("far/step-1@1").id == id_of(1)
+    assert store.runs("far") == []
+
+
+@pytest.mark.parametrize("wrong", [{"id": "../x"}, {"job": "a/b"}, {"id": ""}])
+def test_what_cannot_be_a_checkpoint_is_refused(store: Store, wrong: dict[str, str]) -> None:
+    with pytest.raises(Corrupt):
+        store.add_remote([(replace(head(), **wrong), THERE)])
+    assert store.checkpoints() == []
+
+
+def test_a_path_that_leads_out_is_refused(store: Store) -> None:
+    store.add_remote([(head(), THERE)])
+    with pytest.raises(Corrupt):
+        store.learn(made_of(head(), {"../a": b"aa"}))
+    assert store.manifest(id_of(1)).entries == ()
+
+
+def test_one_is_whole_when_all_its_bytes_are_here(store: Store, tmp_path: Path) -> None:
+    store.add_remote([(head(), THERE)])
+    assert not store.is_learned(id_of(1))
+    store.learn(made_of(head()))
+    assert store.is_learned(id_of(1))
+    assert sorted(store.absent(id_of(1)).values()) == [2, 3]
+    deliver(store, tmp_path, b"aa")
+    assert store.arrived(id_of(1)).remote == "lake"
+    deliver(store, tmp_path, b"bbb")
+    assert store.arrived(id_of(1)).remote is None
+    assert store.absent(id_of(1)) == {}
+    assert store.verify() == []
+    with pytest.raises(UnknownCheckpoint):
+        store.absent(id_of(9))
+
+
+def test_bytes_with_another_digest_are_not_taken(store: Store, tmp_path: Path) -> None:
+    store.add_remote([(head(), THERE)])
+    store.learn(made_of(head()))
+    source = tmp_path / "wrong"
+    source.write_bytes(b"xx")
+    with pytest.raises(CorruptBlob):
+        store.receive(source, blake3(b"aa").hexdigest())
+    assert len(store.absent(id_of(1))) == 2
+    store.recover()
+    assert list(store.layout.blobs.glob("*/*")) == []
+
+
+def test_what_was_fetched_stays_through_a_crash_and_goes_with_its_checkpoint(store: Store, tmp_path: Path) -> None:
+    store.add_remote([(head(), THERE)])
+    store.learn(made_of(head()))
+    deliver(store, tmp_path, b"aa")
+    store.recover()
+    assert len(store.absent(id_of(1))) == 1
+    store.delete([id_of(1)])
+    with store.collecting("a test"):
+        store.collect([id_of(1)])
+        store.clear_garbage()
+    assert list(store.layout.blobs.glob("*/*")) == []
+
+
+def test_a_store_that_has_them_is_in_order(store: Store, root: Path, tmp_path: Path) -> None:
+    store.add_remote([(head(1), THERE), (head(2), THERE)])
+    store.learn(made_of(head(2)))
+    deliver(store, tmp_path, b"aa")
+    assert store.verify() == []
+    store.close()
+    assert examine(root) == []
+    rebuild(root)
+    with Store.open(root) as again:
+        assert [(one.id, one.state, one.remote) for one in again.checkpoints()] == [
+            (id_of(1), State.AVAILABLE, "lake"), (id_of(2), State.AVAILABLE, "lake"),
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def part(store: Store, save: Save) -> Checkpoint:
+    """What rank 0 of two has committed."""
+    store.ensure_job("job", 1)
+    store.replicate("job", Replication("lake", rank=0, nodes=2, attempt="x"))
+    return save(store, "step-1", {"a": b"aa"})
+
+
+def whole(part: Checkpoint) -> Manifest:
+    return made_of(replace(head(7, part.name), job="job", shape=part.shape))
+
+
+def test_a_part_becomes_the_whole_and_its_id_still_leads_there(store: Store, part: Checkpoint) -> None:
+    store.tag(part.id, "good")
+    merged = store.merge(part.id, whole(part), THERE)
+    assert (merged.ordinal, merged.tags, merged.remote, merged.files) == (part.ordinal, ("good",), "lake", 2)
+    assert [one.id for one in store.checkpoints("job")] == [merged.id]
+    assert {store.resolve(one).id for one in (part.id, merged.id, "good", "job/step-1")} == {merged.id}
+    assert list(store.absent(merged.id).values()) == [3]
+    assert store.outbox() == {}
+    assert store.verify() == []
+    assert [path.stem for path in store.layout.manifests.iterdir()] == [merged.id]
+    store.recover()
+    assert store.absent(merged.id).keys() == {blake3(b"bbb").hexdigest()}, "our own bytes are here as before"
+
+
+def test_a_part_that_is_read_becomes_the_whole_later(store: Store, part: Checkpoint) -> None:
+    with store.lease(part.id), pytest.raises(CheckpointLeased):
+        store.merge(part.id, whole(part), THERE)
+    assert [one.id for one in store.checkpoints("job")] == [part.id]
+    store.merge(part.id, whole(part), THERE)
+
+
+def test_a_part_that_was_deleted_becomes_nothing(store: Store, part: Checkpoint) -> None:
+    store.delete([part.id])
+    with pytest.raises(UnknownCheckpoint):
+        store.merge(part.id, whole(part), THERE)
+
+
+def test_what_was_sent_is_known_for_the_next_time(store: Store) -> None:
+    one, two = blake3(b"1").hexdigest(), blake3(b"2").hexdigest()
+    store.note_sent("lake", "job", {one: "d/1", two: "d/2"})
+    assert store.sent("lake", "job", [one, two]) == {one: "d/1", two: "d/2"}
+    assert store.sent("lake", "other", [one]) == store.sent("sea", "job", [one]) == {}
+    store.forget_sent("lake", "job", [one])
+    assert store.sent("lake", "job", [one, two]) == {two: "d/2"}
