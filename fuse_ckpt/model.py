@@ -264,6 +264,7 @@ class Stage(StrEnum):
     REPLICATED = "replicated"
     ABORTED = "aborted"  # others decided that it is not to be
     GIVEN_UP = "given up"
+    REMOVING = "removing"  # the checkpoint is no more, and its copy is to go
 
 
 class Replication(Struct, frozen=True, omit_defaults=True):
@@ -295,6 +296,7 @@ class Replica(Struct, frozen=True, omit_defaults=True):
     size: int = 0  # bytes of all its files
     parts: tuple[int, ...] = ()  # the ranks whose parts were seen there
     reason: str | None = None  # why it was given up, aborted, or does not get on
+    job: str = ""  # whose copy is to go
     became: str | None = None  # the id of the checkpoint of all nodes that this node's part of it has become
 
     @property

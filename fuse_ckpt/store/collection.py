@@ -237,10 +237,14 @@ class Collection(Accounts):
         """
         wanted = {digest.encode() for digest in garbage}
         named: Counter[str] = Counter()
+        away = self._index.read(lambda records: {one: records.held(one) or set() for one in records.away()})
         rows: list[tuple[str, bytes | None]] = [("", b"")]
         while rows:
             rows = self._index.read(partial(Records.raw_manifests, after=rows[-1][0], at_most=AT_ONCE))
             for checkpoint, row in rows:
+                if checkpoint in away:
+                    named.update(away[checkpoint].intersection(garbage))
+                    continue
                 text = self._manifest_file(checkpoint) if row is None else row
                 named.update(digest.decode() for digest in wanted.intersection(_DIGEST.findall(text)))
         return named

@@ -109,7 +109,7 @@ def _checkpoints(store: Store, named: set[str]) -> Iterator[Ailment]:
         lacking = missing_blob(store.layout, manifest) if head.remote is None else None
         if lacking is not None and head.state is State.AVAILABLE:
             yield Ailment(f"{who} is available, but {lacking}.", _REBUILD)
-        if unnamed := _digests(manifest) - named:
+        if head.remote is None and (unnamed := _digests(manifest) - named):
             yield Ailment(f"{who} names {len(unnamed)} blobs that the index does not count.", _REBUILD)
         if not _is_found_by_name(store, head):
             yield Ailment(f"{who} is not found by its name.", _REBUILD)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CheckpointLeased, Corrupt, CorruptBlob, UnknownCheckpoint
-from fuse_ckpt.model import Checkpoint, Manifest, Replica, State
+from fuse_ckpt.model import Checkpoint, Manifest, Replica, Stage, State
 
 from . import locks
+from .blobs import stat_or_none
 from .lifecycle import LEASE
 from .records import Records, blob_sizes
 from .revisions import Revisions
 from .validation import fault_of
+
+T = TypeVar("T")
 
 
 class Elsewhere(Revisions):
@@ -45,45 +49,75 @@ class Elsewhere(Revisions):
 
     def is_learned(self, checkpoint: str) -> bool:
         """Whether it is known what the checkpoint is made of. Errors: UnknownCheckpoint."""
-        found = self._index.read(lambda records: records.manifest(checkpoint))
-        if found is None:
-            raise UnknownCheckpoint(checkpoint)
+        found = _known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
         return found.checkpoint.remote is None or bool(found.entries) or not found.checkpoint.files
 
     def absent(self, checkpoint: str) -> dict[str, int]:
         """The digests of the checkpoint whose bytes are not here, and their sizes. Errors: UnknownCheckpoint."""
-        found = self._index.read(lambda records: records.manifest(checkpoint))
-        if found is None:
-            raise UnknownCheckpoint(checkpoint)
+        found = _known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
         return {digest: size for digest, size in blob_sizes(found).items() if not self._blobs.holds(digest, size)}
 
-    def receive(self, source: Path, digest: str) -> None:
-        """Take the file `source`, to which nobody writes, in as the bytes of a digest that a checkpoint names.
+    def receive(self, checkpoint: str, digest: str, source: Path | None = None) -> bool:
+        """Have the bytes of a digest count for a checkpoint that is elsewhere: those of the file `source`, to which
+        nobody writes, or else those that are here already; False where they are not.
 
-        Errors: CorruptBlob (its bytes are others: nothing is taken), OSError.
+        Errors: UnknownCheckpoint, CorruptBlob (the bytes of `source` are others: nothing is taken), OSError.
         """
         with locks.shared(self.layout.lock("gc")):
-            adopted = self._blobs.adopt(source)
-            if adopted.digest != digest:
-                raise CorruptBlob(f"What was fetched as {digest} has the digest {adopted.digest}: it is not used.")
+            if source is not None:
+                adopted = self._blobs.adopt(source)
+                if adopted.digest != digest:
+                    raise CorruptBlob(f"What was fetched as {digest} has the digest {adopted.digest}: it is not used.")
+            done = self._index.write(lambda records: self._hold(checkpoint, digest, records))
             self._blobs.recorded((digest,))
+        return done
+
+    def _hold(self, checkpoint: str, digest: str, records: Records) -> bool:
+        size = blob_sizes(_known(checkpoint, records.manifest(checkpoint))).get(digest)
+        if size is None or not self._blobs.holds(digest, size):
+            return False
+        if records.held(checkpoint) is not None:
+            records.hold_blobs(checkpoint, {digest: size})
+        return True
 
     def arrived(self, checkpoint: str) -> Checkpoint:
         """The checkpoint; from now on one of this store alone, if all its bytes are here. Errors: UnknownCheckpoint."""
-        if not self.is_learned(checkpoint) or self.absent(checkpoint):
-            return self._head_of(checkpoint)
-
-        def work(records: Records) -> Manifest:
-            found = records.manifest(checkpoint)
-            if found is None:
-                raise UnknownCheckpoint(checkpoint)
-            here = replace(found.checkpoint, remote=None)
-            records.put_checkpoint(here)
-            return replace(found, checkpoint=here)
-
-        here = self._index.write(work)
+        with locks.shared(self.layout.lock("gc")):
+            if not self.is_learned(checkpoint) or self.absent(checkpoint):
+                return _known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
+            here = self._index.write(lambda records: _arrived(checkpoint, records))
         self._write_manifest(here)
         return here.checkpoint
+
+    def evict(self, checkpoints: Sequence[str]) -> list[Checkpoint]:
+        """Let go of the bytes of these checkpoints, which lie in an object store, too; those that are elsewhere now.
+
+        They stay listed. One that is leased, or not replicated, stays as it is. The bytes go with `clear_garbage`.
+        """
+        leased = self._leased_now(checkpoints)
+        wanted = [one for one in checkpoints if one not in leased]
+        digests = {one: self._inodes_of(one) for one in wanted}
+        evicted = self._index.write(lambda records: [_evict(one, digests[one], records) for one in wanted])
+        done = [one for one in evicted if one is not None]
+        for manifest in done:
+            self._write_manifest(manifest)
+        return [one.checkpoint for one in done]
+
+    def _leased_now(self, checkpoints: Iterable[str]) -> set[str]:
+        found = set()
+        for one in checkpoints:
+            lock = locks.try_exclusive(self.layout.lock(f"{LEASE}{one}"))
+            if lock is None:
+                found.add(one)
+                continue
+            with lock:
+                lock.path.unlink(missing_ok=True)
+        return found
+
+    def _inodes_of(self, checkpoint: str) -> dict[str, int]:
+        manifest = self._index.read(lambda records: records.manifest(checkpoint))
+        found = {one: stat_or_none(self.layout.blob(one)) for one in (blob_sizes(manifest) if manifest else ())}
+        return {digest: status.st_ino for digest, status in found.items() if status is not None}
 
     def merge(self, local: str, whole: Manifest, replica: Replica) -> Checkpoint:
         """This node's part `local` of a checkpoint of many nodes is the `whole` one from now on, under its id.
@@ -128,12 +162,6 @@ class Elsewhere(Revisions):
 
         self._index.write(work)
 
-    def _head_of(self, checkpoint: str) -> Checkpoint:
-        found = self._index.read(lambda records: records.by_id(checkpoint))
-        if found is None:
-            raise UnknownCheckpoint(checkpoint)
-        return found
-
 
 def _check(manifest: Manifest) -> None:
     """Errors: Corrupt. Its number is given here, whatever it was elsewhere."""
@@ -154,14 +182,41 @@ def _add_remote(found: Sequence[tuple[Checkpoint, Replica]], records: Records) -
 
 
 def _learn(manifest: Manifest, records: Records) -> Manifest:
-    known = records.manifest(manifest.checkpoint.id)
-    if known is None:
-        raise UnknownCheckpoint(manifest.checkpoint.id)
+    known = _known(manifest.checkpoint.id, records.manifest(manifest.checkpoint.id))
     if known.checkpoint.remote is None or known.entries:
         return known
     learned = replace(manifest, checkpoint=known.checkpoint)
-    records.hold(learned, {}, ())
+    records.put_away(learned)
     return learned
+
+
+def _arrived(checkpoint: str, records: Records) -> Manifest:
+    found = _known(checkpoint, records.manifest(checkpoint))
+    here = replace(found, checkpoint=replace(found.checkpoint, remote=None))
+    held = records.held(checkpoint)
+    if held is not None:
+        records.hold(here, dict.fromkeys(held, 0), ())
+        records.drop_held(checkpoint)
+    records.put_checkpoint(here.checkpoint)
+    return here
+
+
+def _evict(checkpoint: str, inodes: Mapping[str, int], records: Records) -> Manifest | None:
+    found, replica = records.manifest(checkpoint), records.replica(checkpoint)
+    if found is None or replica is None or replica.stage is not Stage.REPLICATED:
+        return None
+    records.disclaim(records.counted(found), inodes)
+    records.drop_held(checkpoint)
+    gone = replace(found, checkpoint=replace(found.checkpoint, remote=replica.storage))
+    records.put_away(gone)
+    records.put_checkpoint(gone.checkpoint)
+    return gone
+
+
+def _known(checkpoint: str, found: T | None) -> T:
+    if found is None:
+        raise UnknownCheckpoint(checkpoint)
+    return found
 
 
 def _merge(local: str, whole: Manifest, replica: Replica, records: Records) -> Manifest:
@@ -174,7 +229,7 @@ def _merge(local: str, whole: Manifest, replica: Replica, records: Records) -> M
         pinned=said.pinned, settled=True, run=said.run, parent=said.parent,
     )  # fmt: skip
     merged = replace(whole, checkpoint=head)
-    records.merge(before, merged, {})
+    records.merge(before, merged)
     records.put_replica(head.id, replica)
     records.put_replica(local, replace(replica, became=head.id))
     return merged

@@ -177,6 +177,11 @@ def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manif
 
 def _add(records: Records, manifest: Manifest, inodes: Inodes) -> None:
     records.add(manifest, inodes)
+    if manifest.checkpoint.remote is not None:
+        here = {digest for _, digest in inodes}
+        records.hold_blobs(
+            manifest.checkpoint.id, {one: size for one, size in blob_sizes(manifest).items() if one in here}
+        )
     if manifest.checkpoint.state is not State.DELETED:  # else its tags are others' by now
         for tag in manifest.checkpoint.tags:
             records.put_tag(tag, manifest.checkpoint.id)

@@ -17,6 +17,7 @@
     outbox        id                            → Replica            to be copied to an object store
     replicas      id                            → Replica            copied there, or come from there
     generations   BLAKE3-128(attempt \\0 name)   → how many checkpoints of that NAME the attempt has made
+    held          id, id digest                 → nothing            is elsewhere; what of it is here, and counted
     sent          BLAKE3-128(storage \\0 job) digest → key of the object with these bytes that a part names
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
@@ -101,14 +102,21 @@ class Records(ReplicaRecords, Listings):
     # changing them
 
     def add(self, manifest: Manifest, sealed: Iterable[tuple[InodeKey, str]]) -> None:
-        """Record a new checkpoint: it, its manifest, one reference to each of its blobs, its sealed inodes."""
+        """Record a new checkpoint: it, its manifest, one reference to each of its blobs, its sealed inodes.
+
+        Of one that is elsewhere no blob counts yet, see `hold_blobs`.
+        """
         head = manifest.checkpoint
         key = UUID(head.id).bytes
         name = name_key(head.job, head.name)
         self._drop_remnant(name + ORDINAL.pack(head.ordinal - 1))
         self._put(Table.BY_NAME, name + ORDINAL.pack(head.ordinal), key)
         self.put_checkpoint(head)
-        self.hold(manifest, {}, sealed)
+        if head.remote is None:
+            self.hold(manifest, {}, sealed)
+        else:
+            self.put_away(manifest)
+            self.seal_inodes(sealed)
 
     def hold(self, manifest: Manifest, known: Mapping[str, int], sealed: Iterable[tuple[InodeKey, str]]) -> None:
         """Put a manifest, one reference to each of its blobs but those of `known`, and its sealed inodes."""
@@ -116,10 +124,23 @@ class Records(ReplicaRecords, Listings):
         self.claim({digest: size for digest, size in blob_sizes(manifest).items() if digest not in known})
         self.seal_inodes(sealed)
 
-    def merge(self, local: Manifest, whole: Manifest, inodes: Mapping[str, int]) -> None:
+    def put_away(self, manifest: Manifest) -> None:
+        """Put the manifest of a checkpoint that is elsewhere; what of it is counted already stays so."""
+        self._put(Table.MANIFESTS, UUID(manifest.checkpoint.id).bytes, manifest)
+        self.mark_away(manifest.checkpoint.id)
+
+    def counted(self, manifest: Manifest) -> dict[str, int]:
+        """The blobs that the checkpoint counts as its own, and their sizes."""
+        sizes = blob_sizes(manifest)
+        held = self.held(manifest.checkpoint.id)
+        return sizes if held is None else {digest: size for digest, size in sizes.items() if digest in held}
+
+    def merge(self, local: Manifest, whole: Manifest) -> None:
         """The checkpoint `local` is `whole` from now on: under another id, and with the files of others too."""
         old, new = local.checkpoint, whole.checkpoint
-        self.hold(whole, {}, ())
+        mine = blob_sizes(local)
+        self.put_away(whole)
+        self.hold_blobs(new.id, {digest: size for digest, size in blob_sizes(whole).items() if digest in mine})
         self.put_checkpoint(new)
         self._put(Table.BY_NAME, name_key(new.job, new.name) + ORDINAL.pack(new.ordinal), UUID(new.id).bytes)
         for tag in new.tags:
@@ -128,7 +149,7 @@ class Records(ReplicaRecords, Listings):
         self._delete(Table.CHECKPOINTS, key)
         self._delete(Table.MANIFESTS, key)
         self._delete(Table.BY_JOB, job_prefix(old.job) + key)
-        self.disclaim(blob_sizes(local), inodes)
+        self.disclaim(mine, {})
 
     def put_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Record what a checkpoint is now; the one way in which it changes."""
@@ -154,12 +175,13 @@ class Records(ReplicaRecords, Listings):
         self._delete(Table.CHECKPOINTS, key)
         self._delete(Table.MANIFESTS, key)
         self._delete(Table.BY_JOB, job_prefix(head.job) + key)
-        self.drop_replica(head.id)
+        self.remove_replica(head.id, head.job)
         if head.ordinal != self.last_ordinal(head.job, head.name):
             self._delete(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal))
         if left is not None:
             self._put(Table.LEFT, job_prefix(head.job) + name_key(head.job, head.name), left)
-        self.disclaim(blob_sizes(manifest), inodes)
+        self.disclaim(self.counted(manifest), inodes)
+        self.drop_held(head.id)
 
     def left(self, job: str, name: str) -> Left | None:
         return self._get(Table.LEFT, job_prefix(job) + name_key(job, name), Left)

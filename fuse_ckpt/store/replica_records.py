@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from uuid import UUID
 
-from fuse_ckpt.model import Replica
+from msgspec.structs import replace
+
+from fuse_ckpt.model import Replica, Stage
 
 from .tables import Table, Tables, id_key, id_of, name_key
 
@@ -32,6 +34,13 @@ class ReplicaRecords(Tables):
         key = UUID(checkpoint).bytes
         self._delete(Table.OUTBOX, key)
         self._delete(Table.REPLICAS, key)
+
+    def remove_replica(self, checkpoint: str, job: str) -> None:
+        """The checkpoint is no more, so its copy is to go, if there is one."""
+        before = self.replica(checkpoint)
+        self.drop_replica(checkpoint)
+        if before is not None and before.stage is Stage.REPLICATED:
+            self.put_replica(checkpoint, replace(before, stage=Stage.REMOVING, job=job))
 
     def is_outgoing(self, checkpoint: str) -> bool:
         """Whether it waits to be copied, or is being copied; also where its record is damaged."""

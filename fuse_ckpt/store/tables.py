@@ -81,6 +81,7 @@ class Table(StrEnum):
     REPLICAS = "replicas"
     GENERATIONS = "generations"
     SENT = "sent"
+    HELD = "held"
 
 
 KINDS: dict[Table, type] = {
@@ -101,6 +102,7 @@ KINDS: dict[Table, type] = {
     Table.REPLICAS: Replica,
     Table.GENERATIONS: int,
     Table.SENT: str,
+    Table.HELD: bytes,
 }
 
 

@@ -35,10 +35,10 @@ def made_of(found: Checkpoint, files: dict[str, bytes] = BYTES) -> Manifest:
     )
 
 
-def deliver(store: Store, tmp_path: Path, data: bytes) -> None:
+def deliver(store: Store, tmp_path: Path, data: bytes, number: int = 1) -> None:
     source = tmp_path / "delivered"
     source.write_bytes(data)
-    store.receive(source, blake3(data).hexdigest())
+    assert store.receive(id_of(number), blake3(data).hexdigest(), source)
     source.unlink()
 
 
@@ -88,7 +88,7 @@ def test_bytes_with_another_digest_are_not_taken(store: Store, tmp_path: Path) -
     source = tmp_path / "wrong"
     source.write_bytes(b"xx")
     with pytest.raises(CorruptBlob):
-        store.receive(source, blake3(b"aa").hexdigest())
+        store.receive(id_of(1), blake3(b"aa").hexdigest(), source)
     assert len(store.absent(id_of(1))) == 2
     store.recover()
     assert list(store.layout.blobs.glob("*/*")) == []
@@ -110,7 +110,7 @@ def test_what_was_fetched_stays_through_a_crash_and_goes_with_its_checkpoint(sto
 def test_a_store_that_has_them_is_in_order(store: Store, root: Path, tmp_path: Path) -> None:
     store.add_remote([(head(1), THERE), (head(2), THERE)])
     store.learn(made_of(head(2)))
-    deliver(store, tmp_path, b"aa")
+    deliver(store, tmp_path, b"aa", 2)
     assert store.verify() == []
     store.close()
     assert examine(root) == []
@@ -119,6 +119,8 @@ def test_a_store_that_has_them_is_in_order(store: Store, root: Path, tmp_path: P
         assert [(one.id, one.state, one.remote) for one in again.checkpoints()] == [
             (id_of(1), State.AVAILABLE, "lake"), (id_of(2), State.AVAILABLE, "lake"),
         ]  # fmt: skip
+        assert list(again.absent(id_of(2)).values()) == [3]
+        assert again.totals().blobs == 1
 
 
 @pytest.fixture
@@ -167,3 +169,70 @@ def test_what_was_sent_is_known_for_the_next_time(store: Store) -> None:
     assert store.sent("lake", "other", [one]) == store.sent("sea", "job", [one]) == {}
     store.forget_sent("lake", "job", [one])
     assert store.sent("lake", "job", [one, two]) == {two: "d/2"}
+
+
+@pytest.fixture
+def copied(store: Store, save: Save) -> Checkpoint:
+    """A checkpoint that is here and in the object store."""
+    store.ensure_job("job", 1)
+    store.replicate("job", Replication("lake"))
+    found = save(store, "step-1", {"a": b"aa", "b": b"bbb"})
+    store.note_replica(found.id, found, lambda before: replace(before, stage=Stage.REPLICATED, group="g"))
+    for path in store.layout.work("job").iterdir():
+        path.unlink()
+    return found
+
+
+def clear(store: Store) -> int:
+    with store.collecting("a test"):
+        return store.clear_garbage().blobs
+
+
+def test_what_is_replicated_can_be_evicted_and_fetched_again(store: Store, copied: Checkpoint, tmp_path: Path) -> None:
+    (gone,) = store.evict([copied.id])
+    assert (gone.remote, gone.state) == ("lake", State.AVAILABLE)
+    assert clear(store) == 2
+    assert [one.id for one in store.checkpoints("job")] == [copied.id]
+    assert sorted(store.absent(copied.id).values()) == [2, 3]
+    assert store.totals().bytes == 0
+    assert store.verify() == []
+    for data in (b"aa", b"bbb"):
+        source = tmp_path / "again"
+        source.write_bytes(data)
+        assert store.receive(copied.id, blake3(data).hexdigest(), source)
+        source.unlink()
+    assert store.arrived(copied.id).remote is None
+    assert store.totals().bytes == 5
+
+
+def test_bytes_that_another_checkpoint_needs_stay_when_one_is_evicted(
+    store: Store, copied: Checkpoint, save: Save
+) -> None:
+    other = save(store, "step-2", {"a": b"aa"})
+    store.evict([copied.id])
+    assert clear(store) == 1
+    assert list(store.absent(copied.id).values()) == [3]
+    assert store.absent(other.id) == {}
+    assert store.receive(copied.id, blake3(b"aa").hexdigest()), "what is here already need not be fetched"
+    assert not store.receive(copied.id, blake3(b"bbb").hexdigest())
+    store.delete([other.id])
+    with store.collecting("a test"):
+        store.collect([other.id])
+    assert clear(store) == 0
+    assert list(store.absent(copied.id).values()) == [3]
+
+
+def test_what_is_leased_or_nowhere_else_is_not_evicted(store: Store, copied: Checkpoint, save: Save) -> None:
+    waiting = save(store, "step-2", {"a": b"x"})
+    with store.lease(copied.id):
+        assert store.evict([copied.id, waiting.id]) == []
+    assert [one.id for one in store.evict([copied.id, waiting.id])] == [copied.id]
+
+
+def test_the_copy_of_what_a_person_deleted_is_to_go_too(store: Store, copied: Checkpoint) -> None:
+    store.delete([copied.id])
+    assert store.outbox() == {}, "it can be restored"
+    with store.collecting("a test"):
+        store.collect([copied.id])
+    left = store.outbox()[copied.id]
+    assert (left.stage, left.job, left.group) == (Stage.REMOVING, "job", "g")
