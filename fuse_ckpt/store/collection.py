@@ -68,6 +68,7 @@ class Tidied(Struct):
     collected: list[Checkpoint]
     kept: dict[str, str]
     cleared: Cleared
+    evicted: list[Checkpoint] = []  # let go of here: they are in an object store, too
 
 
 class Collection(Accounts):
@@ -125,7 +126,10 @@ class Collection(Accounts):
         """
         done = Tidied([], [], {}, Cleared())
         gone = {one.id for one, _ in plan.trash}
-        for few in _batches([one for one in (*plan.removed, *plan.pressed) if one.id not in gone]):
+        going_now = [one for one in (*plan.removed, *plan.pressed) if one.id not in gone]
+        done.evicted = self.evict([one.id for one in going_now])
+        gone |= {one.id for one in done.evicted}
+        for few in _batches([one for one in going_now if one.id not in gone]):
             self._delete_each(few, done)
         going = [one.id for one in (*plan.expired, *plan.pressed) if one.id not in done.kept]
         if going or self.has_garbage():

@@ -13,15 +13,14 @@ from fuse_ckpt.model import Checkpoint, Manifest, Replica, Stage, State
 
 from . import locks
 from .blobs import stat_or_none
-from .lifecycle import LEASE
+from .lifecycle import LEASE, Lifecycle
 from .records import Records, blob_sizes
-from .revisions import Revisions
 from .validation import fault_of
 
 T = TypeVar("T")
 
 
-class Elsewhere(Revisions):
+class Elsewhere(Lifecycle):
     """See `Store` for what all methods have in common."""
 
     def add_remote(self, found: Sequence[tuple[Checkpoint, Replica]]) -> list[Checkpoint]:

@@ -23,7 +23,6 @@ from . import ids, locks, references, upkeep
 from .blobs import Adopted
 from .checks import Checks
 from .connections import Connections
-from .elsewhere import Elsewhere
 from .ending import Ending
 from .format import prepare
 from .index import MAP_SIZE, Index
@@ -38,7 +37,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Ending, Checks, Connections, Outbox, Elsewhere):
+class Store(Ending, Checks, Connections, Outbox):
     """A store that is open. Sync, for any thread of the process that opened it; for fork() see `before_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fuse_ckpt.errors import CheckpointLeased, Corrupt, CorruptBlob, UnknownCheckpoint
 from fuse_ckpt.model import Checkpoint, Entry, Kind, Manifest, Metadata, Replica, Replication, Shape, Stage, State
-from fuse_ckpt.store import Store, examine, rebuild
+from fuse_ckpt.store import Store, examine, parse_policy, rebuild
 
 Save = Callable[..., Checkpoint]
 THERE = Replica("lake", Stage.REPLICATED, 5, group="g")
@@ -236,3 +236,19 @@ def test_the_copy_of_what_a_person_deleted_is_to_go_too(store: Store, copied: Ch
         store.collect([copied.id])
     left = store.outbox()[copied.id]
     assert (left.stage, left.job, left.group) == (Stage.REMOVING, "job", "g")
+
+
+def test_a_policy_lets_go_of_the_bytes_here_and_leaves_the_copy(store: Store, copied: Checkpoint, save: Save) -> None:
+    last = save(store, "step-2", {"a": b"x"})
+    plan = store.plan(0, "job", parse_policy("keep-last=1"))
+    assert {one.checkpoint.id: one.reason for one in plan.decisions}[copied.id].endswith("; its copy in lake stays")
+    done = store.tidy(plan, "a test")
+    assert (done.removed, [one.id for one in done.evicted], done.cleared.blobs) == ([], [copied.id], 2)
+    assert [(one.id, one.remote) for one in store.checkpoints("job")] == [(copied.id, "lake"), (last.id, None)]
+    assert store.plan(0, "job", parse_policy("keep-last=1")).removed == []
+
+
+def test_a_disk_that_gets_full_lets_go_of_the_bytes_alone(store: Store, copied: Checkpoint, save: Save) -> None:
+    save(store, "step-2", {"a": b"x"})
+    done = store.tidy(store.plan(0, "job", min_free=1 << 60), "a test")
+    assert ([one.id for one in done.evicted], done.removed, done.collected) == ([copied.id], [], [])
