@@ -118,6 +118,30 @@ class Elsewhere(Lifecycle):
         found = {one: stat_or_none(self.layout.blob(one)) for one in (blob_sizes(manifest) if manifest else ())}
         return {digest: status.st_ino for digest, status in found.items() if status is not None}
 
+    def forget_remote(self, storage: str) -> int:
+        """List no more what is in that object store alone; how many checkpoints those were. The object store keeps
+        them. One that is leased stays."""
+        found = [one.id for one in self._all() if one.remote == storage]
+        leased = self._leased_now(found)
+        gone = [one for one in found if one not in leased]
+
+        def work(records: Records) -> None:
+            for one in gone:
+                manifest = records.manifest(one, deleted=True)
+                if manifest is not None:
+                    for tag in manifest.checkpoint.tags:
+                        records.drop_tag(tag)
+                    records.drop_replica(one)
+                    records.remove(manifest, {}, None)
+
+        self._index.write(work)
+        for one in gone:
+            self.layout.manifest(one).unlink(missing_ok=True)
+        return len(gone)
+
+    def _all(self) -> list[Checkpoint]:
+        return self._index.read(lambda records: list(records.checkpoints()))
+
     def merge(self, local: str, whole: Manifest, replica: Replica) -> Checkpoint:
         """This node's part `local` of a checkpoint of many nodes is the `whole` one from now on, under its id.
 

@@ -15,6 +15,8 @@ from .locks import Lock, try_exclusive
 from .queueing import queue
 from .records import Records
 
+UNSENT = frozenset({Stage.WAITING, Stage.UPLOADING})
+
 
 class Outbox:
     """What waits to be copied, and what is there; see `Store` for what all methods have in common.
@@ -43,6 +45,23 @@ class Outbox:
         """What is to be copied, to one connection or to all, by ids, in the order of the commits."""
         found = self._index.read(lambda records: dict(records.outbox()))
         return {one: replica for one, replica in found.items() if storage in (None, replica.storage)}
+
+    def waiting(self, storage: str | None = None, job: str | None = None) -> dict[str, Replica]:
+        """What of the outbox, of one job or of all, has bytes that are still to be sent."""
+
+        def work(records: Records) -> dict[str, Replica]:
+            found = {one: replica for one, replica in records.outbox() if replica.stage in UNSENT}
+            if job is None:
+                return found
+            heads = {one: records.by_id(one) for one in found}
+            return {one: found[one] for one, head in heads.items() if head is not None and head.job == job}
+
+        found = self._index.read(work)
+        return {one: replica for one, replica in found.items() if storage in (None, replica.storage)}
+
+    def removed_there(self, checkpoint: str) -> None:
+        """The copy of a checkpoint that is no more has gone, too."""
+        self._index.write(lambda records: records.drop_replica(checkpoint))
 
     def replica(self, checkpoint: str) -> Replica | None:
         """How the copy of a checkpoint is; None where there is to be none."""
@@ -95,7 +114,10 @@ class Outbox:
         def work(records: Records) -> int:
             mine = [(one, replica) for one, replica in records.outbox() if replica.storage == storage]
             for one, replica in mine:
-                records.put_replica(one, replace(replica, stage=Stage.GIVEN_UP, reason=f"{storage} was detached"))
+                if replica.stage is Stage.REMOVING:
+                    records.drop_replica(one)
+                else:
+                    records.put_replica(one, replace(replica, stage=Stage.GIVEN_UP, reason=f"{storage} was detached"))
             for job in records.jobs():
                 if job.replication is not None and job.replication.storage == storage:
                     records.put_job(replace(job, replication=None))

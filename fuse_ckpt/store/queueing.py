@@ -28,7 +28,7 @@ def queue(head: Checkpoint, records: Records, *, new: bool = False) -> None:
         generation = records.next_generation(f"{head.job}\0{to.attempt}", head.name) if new else 0
         before = _first(head, to, generation) if generation else None
     elif before is None and head.state is State.AVAILABLE:
-        before = _first(head, to, 1)
+        before = _first(head, to, head.ordinal)
     if before is not None and (not before.is_over or before.stage is Stage.GIVEN_UP):
         put(head, before, records)
 
