@@ -15,9 +15,12 @@ from msgspec import Meta, Struct
 from fuse_ckpt.model import Entry, Kind, Metadata, Shape
 
 NODES_MAX = 100_000
-_COUNT = Meta(ge=0, le=2**63 - 1)
 
-Count = Annotated[int, _COUNT]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Word = Annotated[str, Meta(max_length=300)]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+# "" or a UUIDv7: it becomes a file's name.
+Id = Annotated[str, Meta(pattern=r"\A([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})?\Z")]
 Rank = Annotated[int, Meta(ge=0, lt=NODES_MAX)]
 Nodes = Annotated[int, Meta(ge=1, le=NODES_MAX)]
 
@@ -28,7 +31,8 @@ class Format(Struct, frozen=True, omit_defaults=True):
     created_ns: Count
     creates_once: bool  # what the probe found: of many conditional creates one wins
     exclusive: bool = False
-    owner: str = ""
+    owner: Word = ""
+    id: Word = ""  # of this shared store, unlike any other's
 
 
 class PartFile(Struct, frozen=True, omit_defaults=True):
@@ -41,9 +45,9 @@ class PartFile(Struct, frozen=True, omit_defaults=True):
     path: str
     kind: Kind
     mode: Annotated[int, Meta(ge=0, le=0o7777)]
-    mtime_ns: int
+    mtime_ns: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     size: Count = 0
-    digest: str = ""  # BLAKE3-256, files only
+    digest: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""  # BLAKE3-256, files only
     target: str = ""  # symlinks only
     key: str = ""  # files that are not empty
 
@@ -70,25 +74,25 @@ class Part(Struct, frozen=True, omit_defaults=True):
     name: str
     shape: Shape
     generation: Annotated[int, Meta(ge=1, le=2**63 - 1)]
-    attempt: str
-    node: str
-    local: str
+    attempt: Word
+    node: Word
+    local: Id
     created_ns: Count
     sealed_ns: Count
     metadata: Metadata
     files: tuple[PartFile, ...]
     companions: tuple[PartFile, ...] = ()  # paths relative to the output directory's root
-    parent: str | None = None
-    run: str | None = None
+    parent: Id | None = None
+    run: Id | None = None
 
 
 class PartRef(Struct, frozen=True, omit_defaults=True):
     """A part as a decision names it. `digest`: BLAKE3-256 of the part's object."""
 
     rank: Rank
-    node: str
-    local: str
-    digest: str
+    node: Word
+    local: Id
+    digest: Digest
     size: Count
     files: Count
 
@@ -108,11 +112,11 @@ class Decision(Struct, frozen=True, omit_defaults=True):
     verdict: Verdict
     job: str
     group: str
-    id: str = ""
+    id: Id = ""
     name: str = ""
     shape: Shape | None = None
     generation: Count = 0
-    attempt: str = ""
+    attempt: Word = ""
     nodes: Count = 0
     created_ns: Count = 0  # the last close of any member
     sealed_ns: Count = 0  # the last seal of any part
@@ -121,8 +125,8 @@ class Decision(Struct, frozen=True, omit_defaults=True):
     metadata: Metadata = Metadata()
     parts: tuple[PartRef, ...] = ()
     borrowed: tuple[str, ...] = ()
-    parent: str | None = None
-    run: str | None = None
+    parent: Id | None = None
+    run: Id | None = None
     reason: str = ""  # ABORT: why
     by: str = ""  # ABORT: whose word it is
     at_ns: Count = 0  # ABORT: when
