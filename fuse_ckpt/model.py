@@ -220,6 +220,55 @@ class Scan(Struct, frozen=True, omit_defaults=True):
         return not (self.others or self.oddities or self.doubts)
 
 
+class Stage(StrEnum):
+    """How far the copy of a checkpoint in an object store is."""
+
+    WAITING = "waiting"
+    UPLOADING = "uploading"
+    PARTIAL = "partial"  # our part is there, and others' are not
+    REPLICATED = "replicated"
+    ABORTED = "aborted"  # others decided that it is not to be
+    GIVEN_UP = "given up"
+    REMOVING = "removing"  # the checkpoint is no more, and its copy is to go
+
+
+class Replication(Struct, frozen=True, omit_defaults=True):
+    """Where the checkpoints of a job are to be copied to, and which part of them this node writes.
+
+    `attempt` is what the nodes of one start of a run have in common, and no other start of the job; for a single node
+    it is of no use.
+    """
+
+    storage: str  # the name of a connection
+    rank: int = 0
+    nodes: int = 1
+    attempt: str = ""
+
+
+class Replica(Struct, frozen=True, omit_defaults=True):
+    """The copy of a checkpoint in an object store: on its way there, arrived, or come from there."""
+
+    storage: str  # the name of a connection
+    stage: Stage
+    changed_ns: int
+    rank: int = 0
+    nodes: int = 1
+    attempt: str = ""
+    generation: int = 1  # this is the n-th checkpoint of its NAME in the attempt
+    group: str = ""  # what it is called there, once that is known
+    sent: int = 0  # bytes that are there
+    size: int = 0  # bytes of all its files
+    parts: tuple[int, ...] = ()  # the ranks whose parts were seen there
+    reason: str | None = None  # why it was given up, aborted, or does not get on
+    job: str = ""  # whose copy is to go
+    became: str | None = None  # the id of the checkpoint of all nodes that this node's part of it has become
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to be done for it any more."""
+        return self.stage in (Stage.REPLICATED, Stage.ABORTED, Stage.GIVEN_UP)
+
+
 class RunStatus(StrEnum):
     """How a run of a training job stands."""
 
@@ -253,56 +302,7 @@ class Run(Struct, frozen=True, omit_defaults=True):
     ended_ns: int | None = None
     exit_code: int | None = None  # 128 + n where signal n ended it
     provenance: Provenance | None = None  # None: the run is older than the recording of it
-
-
-class Stage(StrEnum):
-    """How far the copy of a checkpoint in an object store is."""
-
-    WAITING = "waiting"
-    UPLOADING = "uploading"
-    PARTIAL = "partial"  # our part is there, and others' are not
-    REPLICATED = "replicated"
-    ABORTED = "aborted"  # others decided that it is not to be
-    GIVEN_UP = "given up"
-    REMOVING = "removing"  # the checkpoint is no more, and its copy is to go
-
-
-class Replication(Struct, frozen=True, omit_defaults=True):
-    """Where the checkpoints of a job are to be copied to, and which part of them this node writes.
-
-    `attempt` is what the nodes of one start of a run have in common, and no other start of the job; for a single node
-    it is of no use.
-    """
-
-    storage: str  # the name of a connection
-    rank: int = 0
-    nodes: int = 1
-    attempt: str = ""
-    rate: int | None = None  # bytes a second at most
-
-
-class Replica(Struct, frozen=True, omit_defaults=True):
-    """The copy of a checkpoint in an object store: on its way there, arrived, or come from there."""
-
-    storage: str  # the name of a connection
-    stage: Stage
-    changed_ns: int
-    rank: int = 0
-    nodes: int = 1
-    attempt: str = ""
-    generation: int = 1  # this is the n-th checkpoint of its NAME in the attempt
-    group: str = ""  # what it is called there, once that is known
-    sent: int = 0  # bytes that are there
-    size: int = 0  # bytes of all its files
-    parts: tuple[int, ...] = ()  # the ranks whose parts were seen there
-    reason: str | None = None  # why it was given up, aborted, or does not get on
-    job: str = ""  # whose copy is to go
-    became: str | None = None  # the id of the checkpoint of all nodes that this node's part of it has become
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is to be done for it any more."""
-        return self.stage in (Stage.REPLICATED, Stage.ABORTED, Stage.GIVEN_UP)
+    replication: Replication | None = None  # as which node of which attempt it ran
 
 
 class Job(Struct, frozen=True, omit_defaults=True):

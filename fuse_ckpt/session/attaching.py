@@ -13,7 +13,7 @@ from fuse_ckpt.session.elsewhere import Attached
 from fuse_ckpt.session.shared import head_of, manifest_of, place_at, shared_store
 from fuse_ckpt.sharing import Decision, SharedStore
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import probe
+from fuse_ckpt.transfer import Remote, probe
 
 
 def attach(
@@ -40,7 +40,7 @@ def attach(
     try:
         found = shared.open(write=False)  # whoever may only read can resume from what is there
     except NotFound:
-        probed = probe(shared.remote, place)
+        probed = probe(Remote(attached, place.bucket, environment, patience), place)
         found = shared.establish(probed, now_ns, exclusive=attached.exclusive)
         attached = replace(attached, probed_ns=now_ns)
     attached = replace(attached, creates_once=found.creates_once, exclusive=found.exclusive)

@@ -63,10 +63,10 @@ def sync(
     patience: float = PATIENCE,
     progress: Progress | None = None,
 ) -> Synced:
-    """Copy what waits for a connection, here and now, and list what is new there. See `sending.sync`."""
-    from fuse_ckpt.session import sending
+    """Copy what waits for a connection, here and now, and list what is new there. See `syncing.sync`."""
+    from fuse_ckpt.session import syncing
 
-    return sending.sync(store, name, environment, rate, patience, progress)
+    return syncing.sync(store, name, environment, rate, patience, progress)
 
 
 def bring(

@@ -27,6 +27,8 @@ from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
 from fuse_ckpt.session import committing, control
 from fuse_ckpt.session.keeping import Keeper
 from fuse_ckpt.session.options import Mounted, MountOptions
+from fuse_ckpt.session.replicating import set_replication
+from fuse_ckpt.session.uploads import Uploads
 from fuse_ckpt.session.workplace import take_up
 from fuse_ckpt.staging import Area, Committer, Settings, death_of, wait_exit
 from fuse_ckpt.store import Store
@@ -65,6 +67,7 @@ class Service:
         self._stack = stack
         self._area: Area | None = None
         self._committer: Committer | None = None
+        self._uploads: Uploads | None = None
         self._gone = trio.Event()
         self._command: int | None = None  # the process that the supervisor runs
         self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
@@ -90,6 +93,8 @@ class Service:
             if self._committer is not None and self._options.job is not None:
                 nursery.start_soon(self._committer.run)
                 nursery.start_soon(control.listen, self._store.layout.control(self._options.job), self._answer)
+            if self._uploads is not None:
+                nursery.start_soon(self._uploads.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._obey_signals, nursery)
             if self._options.supervisor is not None:
@@ -115,6 +120,8 @@ class Service:
         lock.note(str(self.mountpoint))
         store.ensure_job(job, time.time_ns())
         store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
+        set_replication(store, options)
+        self._uploads = Uploads(store, job, options.replicate_rate)
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
@@ -250,6 +257,7 @@ class Service:
             "open_files": self._filesystem.open_files,
             "statistics": msgspec.to_builtins(self._committer.statistics),
             "kept": msgspec.to_builtins(self._keeper.done),
+            "uploader": self._uploads.pid if self._uploads is not None else None,
         }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,6 +71,13 @@ class Elsewhere(Lifecycle):
             done = self._index.write(lambda records: self._hold(checkpoint, digest, records))
             self._blobs.recorded((digest,))
         return done
+
+    @contextmanager
+    def lock_fetch(self, digest: str) -> Iterator[None]:
+        """Be the only one, of all processes and threads, that fetches these bytes; waits for who does."""
+        with locks.exclusive(self.layout.lock(f"fetch-{digest}")) as lock:
+            yield
+            lock.path.unlink(missing_ok=True)  # while it is held: who waits for it opens a new one
 
     def _hold(self, checkpoint: str, digest: str, records: Records) -> bool:
         size = blob_sizes(_known(checkpoint, records.manifest(checkpoint))).get(digest)

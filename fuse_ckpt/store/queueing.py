@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from fuse_ckpt.model import Checkpoint, Replica, Replication, Stage, State
 
 from .records import Records
+from .tables import id_key
 
 DELETED = "it was deleted before it was copied"
 
@@ -21,7 +22,7 @@ def queue(head: Checkpoint, records: Records, *, new: bool = False) -> None:
     job = records.job(head.job) if head.job else None
     if job is None or job.replication is None or head.remote is not None:
         return
-    to = job.replication
+    to = _as_it_ran(head, job.replication, records)
     before = records.replica(head.id)
     if before is None and to.nodes > 1:
         # A failed one counts too: on the other nodes it may be whole.
@@ -49,6 +50,13 @@ def unqueue(checkpoint: str, records: Records) -> None:
         before = records.replica(checkpoint)
         if before is not None:
             records.put_replica(checkpoint, replace(before, stage=Stage.GIVEN_UP, reason=DELETED))
+
+
+def _as_it_ran(head: Checkpoint, to: Replication, records: Records) -> Replication:
+    """What a run has left is committed by the next one, and is still of the attempt that wrote it."""
+    run = records.run(head.job, head.run) if head.run is not None and id_key(head.run) is not None else None
+    ran = run.replication if run is not None else None
+    return to if ran is None else replace(to, rank=ran.rank, nodes=ran.nodes, attempt=ran.attempt)
 
 
 def _first(head: Checkpoint, to: Replication, generation: int) -> Replica:

@@ -241,6 +241,9 @@ class Records(ReplicaRecords, Listings):
     def runs(self, job: str) -> list[Run]:
         return list(self._scan(Table.RUNS, job_prefix(job), Run))
 
+    def run(self, job: str, run: str) -> Run | None:
+        return self._get(Table.RUNS, job_prefix(job) + UUID(run).bytes, Run)
+
     def put_run(self, run: Run) -> None:
         self._put(Table.RUNS, job_prefix(run.job) + UUID(run.id).bytes, run)
 

@@ -122,11 +122,16 @@ class Store(Ending, Checks, Connections, Outbox):
 
         return self._index.read(work)
 
-    def latest(self, job: str) -> Checkpoint | None:
-        """The newest available one that is resumable, else the newest available one that holds weights."""
+    def latest(self, job: str, *, here: bool = False) -> Checkpoint | None:
+        """The newest available one that is resumable, else the newest available one that holds weights.
+
+        `here`: of those alone whose bytes are all here.
+        """
 
         def work(records: Records) -> Checkpoint | None:
-            found = references.latest(records.briefs(job, newest_first=True))
+            away = records.away() if here else set()
+            briefs = records.briefs(job, newest_first=True)
+            found = references.latest(one for one in briefs if one[0] not in away)
             return None if found is None else records.by_id(found)
 
         return self._index.read(work)

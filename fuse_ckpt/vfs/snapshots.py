@@ -120,7 +120,7 @@ class Snapshots:
         self._refresh()
         match path:
             case ():
-                return [*_TOP, "latest"] if self._store.latest(self._job) else list(_TOP)
+                return [*_TOP, "latest"] if self._store.latest(self._job, here=True) else list(_TOP)
             case ("by-id",):
                 return [name for found in self._available() for name in (found, f"{found}.json")]
             case ("layout",):
@@ -141,6 +141,7 @@ class Snapshots:
         if generation == self._generation:
             return
         found = self._store.checkpoints(self._job, states=_SHOWN)
+        found = [one for one in found if one.remote is None]  # bytes that are elsewhere cannot be read here
         self._by_id = {checkpoint.id: checkpoint for checkpoint in (*self._input(), *found)}
         self._versions = {f"{c.name}@{c.ordinal}": c.id for c in found if c.state is State.AVAILABLE}
         places = (
@@ -164,7 +165,7 @@ class Snapshots:
         return max((c.committed_ns for c in self._by_id.values()), default=0)
 
     def _latest(self) -> Node | None:
-        latest = self._store.latest(self._job)
+        latest = self._store.latest(self._job, here=True)
         if latest is None:
             return None
         target = f"by-id/{latest.id}"
