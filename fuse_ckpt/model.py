@@ -220,6 +220,9 @@ class Scan(Struct, frozen=True, omit_defaults=True):
         return not (self.others or self.oddities or self.doubts)
 
 
+RANKS_NAMED = 5  # of those that are missing
+
+
 class Stage(StrEnum):
     """How far the copy of a checkpoint in an object store is."""
 
@@ -267,6 +270,23 @@ class Replica(Struct, frozen=True, omit_defaults=True):
     def is_over(self) -> bool:
         """Whether nothing is to be done for it any more."""
         return self.stage in (Stage.REPLICATED, Stage.ABORTED, Stage.GIVEN_UP)
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether bytes of it are still to be sent."""
+        return self.stage in (Stage.WAITING, Stage.UPLOADING)
+
+    @property
+    def words(self) -> str:
+        """ "waiting", "uploading 62 %", "partial 3/4 (missing rank 2)", "replicated", "aborted", "given up"."""
+        if self.stage is Stage.UPLOADING:
+            return f"uploading {min(99, 100 * self.sent // self.size) if self.size else 0} %"
+        if self.stage is not Stage.PARTIAL:
+            return str(self.stage)
+        missing = [rank for rank in range(self.nodes) if rank not in self.parts]
+        named = ", ".join(map(str, missing[:RANKS_NAMED])) + (", …" if len(missing) > RANKS_NAMED else "")
+        lacking = f" (missing rank{'s' if len(missing) > 1 else ''} {named})" if missing else ""
+        return f"partial {self.nodes - len(missing)}/{self.nodes}{lacking}"
 
 
 class RunStatus(StrEnum):

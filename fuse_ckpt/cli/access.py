@@ -71,6 +71,17 @@ def store_with(settings: Settings, *references: str) -> Iterator[tuple[Store, li
         yield store, list(found.values())
 
 
+def brought(store: Store, found: Checkpoint, settings: Settings) -> Checkpoint:
+    """The checkpoint with all its bytes here; what is in an object store alone is fetched. Raises StorageFailed."""
+    if found.remote is None:
+        return found
+    from fuse_ckpt import session
+    from fuse_ckpt.cli.resumable import SHORT, resumable
+
+    with resumable(f"from {found.remote} {found.id[-SHORT:]}", settings) as progress:
+        return session.bring(store, found, settings.environment, progress=progress)
+
+
 def pending(store: Store, job: str) -> list[PendingUnit]:
     """What the job has written and not committed yet."""
     # Most jobs are at rest; asking about one would import the whole session, 200 ms.

@@ -7,7 +7,6 @@ from fuse_ckpt.session.machine import Finding, probe
 from fuse_ckpt.session.mounting import browse, mount, pending_units, statistics, umount, view
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions, PendingUnit
 from fuse_ckpt.session.training import run_training
-from fuse_ckpt.session.wording import words_of
 
 __all__ = [
     "Attached",
@@ -32,5 +31,4 @@ __all__ = [
     "sync",
     "umount",
     "view",
-    "words_of",
 ]

@@ -11,7 +11,7 @@ from fuse_ckpt.errors import Busy, CheckpointLeased, NotFound, UnknownCheckpoint
 from fuse_ckpt.model import Connection, Replica, Stage
 from fuse_ckpt.session.elsewhere import Attached
 from fuse_ckpt.session.shared import head_of, manifest_of, place_at, shared_store
-from fuse_ckpt.sharing import Decision, SharedStore
+from fuse_ckpt.sharing import Decision, GroupState, SharedStore
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Remote, probe
 
@@ -67,19 +67,24 @@ def detach(store: Store, name: str, *, force: bool = False) -> tuple[int, int]:
         raise Busy(f"Another process is copying to {name}: end the mounts that replicate to it first.")
     with lock:
         given_up = store.forget_outbox(name)
-        gone = store.forget_remote(name)
+        gone = store.forget_remote([one.id for one in store.listed_from(name)])
         store.replace_connection(replace(known, attached=None))
     return gone, given_up
 
 
 def refresh(store: Store, known: Connection, shared: SharedStore, jobs: Iterable[str] | None = None) -> int:
-    """List what has come into the object store since; how many checkpoints those are. Errors: StorageFailed, Corrupt."""
+    """List what has come into the object store since, and what has gone no more; how many have come.
+
+    Errors: StorageFailed, Corrupt.
+    """
     return sum(_refresh_job(store, known.name, shared, job) for job in (shared.jobs() if jobs is None else jobs))
 
 
 def _refresh_job(store: Store, storage: str, shared: SharedStore, job: str) -> int:
     known = set(store.ids())
-    fresh = sorted((one for one in shared.list(job) if one.id not in known), key=lambda one: one.id)
+    there = shared.list(job)
+    _forget_deleted(store, storage, shared, job, {one.id for one in there})
+    fresh = sorted((one for one in there if one.id not in known), key=lambda one: one.id)
     removing = store.outbox(storage).keys()
     alone, joined = [], []
     for decision in fresh:
@@ -93,6 +98,14 @@ def _refresh_job(store: Store, storage: str, shared: SharedStore, job: str) -> i
     for local, decision in joined:
         join(store, storage, shared, local, decision)
     return len(store.add_remote(alone)) + len(joined)
+
+
+def _forget_deleted(store: Store, storage: str, shared: SharedStore, job: str, there: set[str]) -> None:
+    """A listing may be older than what it lacks: what is not in it is asked for by name."""
+    missing = [one.id for one in store.listed_from(storage, job) if one.id not in there]
+    for checkpoint, replica in store.replicas(missing).items():
+        if shared.standing(job, replica.group).state in (GroupState.DELETED, GroupState.ABSENT):
+            store.forget_remote([checkpoint])
 
 
 def join(store: Store, storage: str, shared: SharedStore, local: str, decision: Decision) -> bool:

@@ -84,6 +84,6 @@ class _Listener:
 
 def _error(answer: dict[str, Any]) -> FuseCkptError:
     kind = getattr(errors, answer["kind"], StorageFailed)
-    error = FuseCkptError.__new__(kind if issubclass(kind, FuseCkptError) else StorageFailed)
+    error: FuseCkptError = FuseCkptError.__new__(kind if issubclass(kind, FuseCkptError) else StorageFailed)
     Exception.__init__(error, answer["error"])
     return error

@@ -12,7 +12,6 @@ from fuse_ckpt.session.elsewhere import Progress, Synced
 from fuse_ckpt.session.pace import Pace
 from fuse_ckpt.session.sending import Sender
 from fuse_ckpt.session.shared import shared_store
-from fuse_ckpt.session.wording import words_of
 from fuse_ckpt.store import Store
 
 
@@ -37,7 +36,7 @@ def sync(
     pace = Pace(rate or None, Event())
     with lock:
         before = store.outbox(name)
-        unsent = [one for one, replica in before.items() if replica.stage in (Stage.WAITING, Stage.UPLOADING)]
+        unsent = [one for one, replica in before.items() if replica.is_unsent]
         with _Telling(pace, sum(before[one].size for one in unsent), progress):
             sender = Sender(store, name, shared, pace)
             for checkpoint in reversed(unsent):
@@ -50,7 +49,7 @@ def sync(
         new = attaching.refresh(store, known, shared)
     after = store.replicas(unsent)
     copied = [one for one in unsent if one in after and after[one].stage is Stage.REPLICATED]
-    left = {one: words_of(replica) for one, replica in after.items() if replica.stage is not Stage.REPLICATED}
+    left = {one: replica.words for one, replica in after.items() if replica.stage is not Stage.REPLICATED}
     return Synced(len(copied), sum(before[one].size for one in copied), left, new)
 
 

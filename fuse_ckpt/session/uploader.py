@@ -120,7 +120,7 @@ class _Line:
         return done
 
     def _next(self, outbox: Mapping[str, Replica]) -> bool:
-        unsent = [one for one, replica in outbox.items() if replica.stage in (Stage.WAITING, Stage.UPLOADING)]
+        unsent = [one for one, replica in outbox.items() if replica.is_unsent]
         if unsent:  # the newest first: it is what a lost machine would be missed for
             self._sender().send(unsent[-1])
             return True

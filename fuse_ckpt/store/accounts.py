@@ -201,8 +201,7 @@ def _counted(manifests: Iterable[Manifest | None]) -> Counter[str]:
 def _outgoing(records: Records) -> dict[str, str]:
     """The checkpoints whose bytes are still to be copied, by id: who else would have them."""
     waiting = records.outbox()
-    unsent = (Stage.WAITING, Stage.UPLOADING)
-    return {checkpoint: f"the copy to {one.storage}" for checkpoint, one in waiting if one.stage in unsent}
+    return {checkpoint: f"the copy to {one.storage}" for checkpoint, one in waiting if one.is_unsent}
 
 
 def _copies(checkpoints: Iterable[Checkpoint], records: Records) -> dict[str, str]:

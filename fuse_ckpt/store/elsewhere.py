@@ -126,10 +126,15 @@ class Elsewhere(Lifecycle):
         found = {one: stat_or_none(self.layout.blob(one)) for one in (blob_sizes(manifest) if manifest else ())}
         return {digest: status.st_ino for digest, status in found.items() if status is not None}
 
-    def forget_remote(self, storage: str) -> int:
-        """List no more what is in that object store alone; how many checkpoints those were. The object store keeps
-        them. One that is leased stays."""
-        found = [one.id for one in self._all() if one.remote == storage]
+    def listed_from(self, storage: str, job: str | None = None) -> list[Checkpoint]:
+        """The checkpoints, of one job or of all, whose bytes are in that object store and not, or not all, here."""
+        found = self._index.read(lambda records: list(records.checkpoints(job)))
+        return [one for one in found if one.remote == storage]
+
+    def forget_remote(self, checkpoints: Sequence[str]) -> int:
+        """List these no more, which are elsewhere; how many they were. The object store is told nothing. One that is
+        leased stays."""
+        found = list(checkpoints)
         leased = self._leased_now(found)
         gone = [one for one in found if one not in leased]
 
@@ -146,9 +151,6 @@ class Elsewhere(Lifecycle):
         for one in gone:
             self.layout.manifest(one).unlink(missing_ok=True)
         return len(gone)
-
-    def _all(self) -> list[Checkpoint]:
-        return self._index.read(lambda records: list(records.checkpoints()))
 
     def merge(self, local: str, whole: Manifest, replica: Replica) -> Checkpoint:
         """This node's part `local` of a checkpoint of many nodes is the `whole` one from now on, under its id.

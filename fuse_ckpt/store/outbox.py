@@ -15,8 +15,6 @@ from .locks import Lock, try_exclusive
 from .queueing import queue
 from .records import Records
 
-UNSENT = frozenset({Stage.WAITING, Stage.UPLOADING})
-
 
 class Outbox:
     """What waits to be copied, and what is there; see `Store` for what all methods have in common.
@@ -50,7 +48,7 @@ class Outbox:
         """What of the outbox, of one job or of all, has bytes that are still to be sent."""
 
         def work(records: Records) -> dict[str, Replica]:
-            found = {one: replica for one, replica in records.outbox() if replica.stage in UNSENT}
+            found = {one: replica for one, replica in records.outbox() if replica.is_unsent}
             if job is None:
                 return found
             heads = {one: records.by_id(one) for one in found}
