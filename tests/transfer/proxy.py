@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HANG_UP = -1  # close the connection without an answer
 CUT = -2  # close it in the middle of the answer
+LOST = -3  # pass the request on, and close the connection without an answer
 
 # Told the method, the path with its query, and how many requests came before; the status to answer with instead of
-# passing the request on, HANG_UP, CUT, or None: pass it on.
+# passing the request on, HANG_UP, CUT, LOST, or None: pass it on.
 Decide = Callable[[str, str, int], int | None]
 
 
@@ -42,9 +43,9 @@ class Proxy:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                 else:
-                    self._pass_on(body, cut=verdict == CUT)
+                    self._pass_on(body, verdict)
 
-            def _pass_on(self, body: bytes, *, cut: bool) -> None:
+            def _pass_on(self, body: bytes, verdict: int | None) -> None:
                 behind = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
                 try:
                     behind.request(self.command, self.path, body=body, headers=dict(self.headers))
@@ -55,16 +56,19 @@ class Proxy:
                     return
                 finally:
                     behind.close()
+                self.close_connection = verdict in (LOST, CUT)
+                if verdict != LOST:
+                    self._answer(answer, data[: len(data) // 2] if verdict == CUT else data, len(data))
+
+            def _answer(self, answer: http.client.HTTPResponse, data: bytes, size: int) -> None:
                 self.send_response(answer.status)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
                         self.send_header(name, value)
-                length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+                length = answer.getheader("Content-Length") if self.command == "HEAD" else str(size)
                 self.send_header("Content-Length", length or "0")
                 self.end_headers()
-                self.wfile.write(data[: len(data) // 2] if cut else data)
-                if cut:
-                    self.close_connection = True
+                self.wfile.write(data)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
