@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,6 +59,17 @@ class Field(Struct, frozen=True):
         """What a process has seen decided: a line "number verdict id" each."""
         return Path(self.top) / f"{who}.ledger"
 
+    def marker(self, rank: int | None) -> Path:
+        """A file that is there since a process began its work."""
+        return Path(self.top) / f"{rank}.begun"
+
+    def began(self, rank: int | None) -> float:
+        """When it did, in seconds since the epoch; never, where it has not yet."""
+        try:
+            return self.marker(rank).stat().st_mtime
+        except FileNotFoundError:
+            return float("inf")
+
     def group(self, number: int) -> str:
         return group_of(JOB, "0", NAME.format(number=number), 1)
 
@@ -85,6 +96,7 @@ def live(field: Field, rank: int | None, dies_at: int, seed: int) -> None:
         if reached == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    field.marker(rank).touch()
     with faults.install(hook):
         if rank is None:
             _Janitor(field, random.Random(seed)).work()
@@ -212,6 +224,3 @@ class _Janitor:
     def _delete(self) -> None:
         alive = {one.group for one in self._store.list(JOB, aborted=True)}
         self._store.delete(JOB, sorted(self._numbers.keys() - alive), grace_ns=GRACE_NS)
-
-
-Life = Callable[[Field, int | None, int, int], None]

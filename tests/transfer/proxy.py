@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,22 +59,11 @@ class Proxy:
                     behind.close()
                 self.close_connection = verdict in (LOST, CUT)
                 if verdict != LOST:
-                    self._answer(answer, data[: len(data) // 2] if verdict == CUT else data, len(data))
-
-            def _answer(self, answer: http.client.HTTPResponse, data: bytes, size: int) -> None:
-                self.send_response(answer.status)
-                for name, value in answer.getheaders():
-                    if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
-                        self.send_header(name, value)
-                length = answer.getheader("Content-Length") if self.command == "HEAD" else str(size)
-                self.send_header("Content-Length", length or "0")
-                self.end_headers()
-                self.wfile.write(data)
+                    _answered(self, answer, data[: len(data) // 2] if verdict == CUT else data, len(data))
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
@@ -103,6 +93,27 @@ class Proxy:
             if verdict is None:
                 self.seen.append((method, path))
             return verdict
+
+
+def _answered(handler: BaseHTTPRequestHandler, answer: http.client.HTTPResponse, data: bytes, size: int) -> None:
+    """Give an answer on, with as much of its `size` bytes as there are."""
+    handler.send_response(answer.status)
+    for name, value in answer.getheaders():
+        if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+            handler.send_header(name, value)
+    length = answer.getheader("Content-Length") if handler.command == "HEAD" else str(size)
+    handler.send_header("Content-Length", length or "0")
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away, as killed ones do, is nobody's error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager
