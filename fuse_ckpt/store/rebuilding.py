@@ -171,6 +171,8 @@ def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manif
     def put_remnants(records: Records) -> None:
         for remnant in old.remnants:
             records.put_remnant(remnant)
+        for one in old.kept:
+            records.put_kept(one)
 
     index.write(put_remnants)
 

@@ -10,7 +10,11 @@ from msgspec.structs import replace
 
 from fuse_ckpt.model import Replica, Stage
 
-from .tables import Table, Tables, id_key, id_of, name_key
+from .codec import is_sealed
+from .tables import Kept, Table, Tables, id_key, id_of, name_key
+
+# What no manifest tells: ways to object stores, and how far copies are.
+KEPT = (Table.CONNECTIONS, Table.OUTBOX, Table.REPLICAS, Table.SENT, Table.GENERATIONS)
 
 
 class ReplicaRecords(Tables):
@@ -73,6 +77,16 @@ class ReplicaRecords(Tables):
         number = 1 + (self._get(Table.GENERATIONS, key, int) or 0)
         self._put(Table.GENERATIONS, key, number)
         return number
+
+    def kept(self) -> Iterator[Kept]:
+        """The rows that a new index takes over, if they are whole."""
+        for table in KEPT:
+            for key, row in self._from(table, b""):
+                if is_sealed(key, row):
+                    yield Kept(table, bytes(key), bytes(row))
+
+    def put_kept(self, kept: Kept) -> None:
+        self._transaction.put(kept.key, kept.row, db=self._tables[Table(kept.table)])
 
 
 def _sent_key(storage: str, job: str, digest: str) -> bytes:

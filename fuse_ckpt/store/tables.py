@@ -54,6 +54,14 @@ class Remnant(Struct, frozen=True):
     id: str = ""
 
 
+class Kept(Struct, frozen=True):
+    """A row that a new index takes over from the old one as it is."""
+
+    table: str
+    key: bytes
+    row: bytes
+
+
 class Totals(Struct, frozen=True):
     """Running sums over all blobs that a manifest names, and how often blobs were taken away so far."""
 

@@ -135,6 +135,7 @@ def amend(store: Store, found: Checkpoint, path: str) -> Checkpoint | None:
     source.write_bytes(path.encode())
     with store.committing():
         adopted = store.adopt(source)
+        source.unlink()
         entry = Entry(path, Kind.FILE, 0o644, 1, adopted.size, adopted.digest)
         new = NewCheckpoint("job", found.unit, "0", 1, Metadata(), (entry,), draft="late")
         return store.amend(found, new)
