@@ -154,6 +154,7 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     deleted_from: State | None = None  # what it was until then, and is again when it is restored
     origin: Origin | None = None  # pushed ones only
     remote: str | None = None  # the connection that has its bytes, of which some or all are not here
+    described: bool = False  # `remote` ones only: what it is made of is known here
 
     @property
     def unit(self) -> Unit:

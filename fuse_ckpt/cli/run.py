@@ -123,6 +123,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 @durability_option
 @keeping_options
 @replicating_options
+@click.option("--prefetch", is_flag=True, help="With -C: fetch all of it from its object store before COMMAND begins.")
 @click.option("--no-drain", is_flag=True, help="With --replicate: do not wait at the end until all is copied.")
 @_platform_flags
 @click.pass_context
@@ -136,6 +137,7 @@ def run(
     restart: bool,
     variables: dict[str, str],
     no_drain: bool,
+    prefetch: bool,
     **chosen: Any,
 ) -> int:
     """Run COMMAND and keep every checkpoint that it saves.
@@ -166,6 +168,7 @@ def run(
             environment=environment,
             report=_say,
             drain=not no_drain,
+            prefetch=prefetch,
         )
     _sum_up(settings, options, finished)
     return finished.exit_code

@@ -6,6 +6,8 @@ if sys.argv[1:] == ["upload"]:
     from fuse_ckpt.session.uploader import main
 elif sys.argv[1:] == ["bring"]:
     from fuse_ckpt.session.bringing_process import main
+elif sys.argv[1:] == ["fetch"]:
+    from fuse_ckpt.session.fetcher import main
 else:
     from fuse_ckpt.session.daemon import main
 

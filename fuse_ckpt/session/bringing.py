@@ -30,14 +30,20 @@ def bring(
     environment: Mapping[str, str],
     patience: float,
     progress: Progress | None,
+    *,
+    whole: bool = True,
 ) -> Checkpoint:
     """Have all bytes of a checkpoint here; what is here already is not fetched. The checkpoint, as it is then.
+
+    Not `whole`: only what it is made of is known then, and a mount can show it.
 
     Errors: StorageFailed, CorruptBlob (what lies there is damaged), Corrupt, UnknownCheckpoint (deleted meanwhile, here
     or there), FuseCkptError (no room).
     """
     with store.lease(checkpoint.id, f"a fetch, process {os.getpid()}"):
         source = Source(store, checkpoint, environment, patience)
+        if not whole:
+            return store.checkpoint(checkpoint.id)
         source.fetch(store.absent(checkpoint.id), progress)
         return store.arrived(checkpoint.id)
 

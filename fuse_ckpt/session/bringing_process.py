@@ -26,11 +26,11 @@ PATIENCE = 5.0  # seconds for a listing: what is known here may do
 
 
 class BringOptions(Struct, frozen=True):
-    """`reference`: what a person means; `fetch`: have its bytes here, too."""
+    """`reference`: what a person means; `whole`: have all its bytes here, too."""
 
     store: Path
     reference: str
-    fetch: bool = True
+    whole: bool = True
 
 
 def main() -> None:
@@ -42,9 +42,10 @@ def main() -> None:
         with Store.open(options.store, create=False) as store:
             _refresh(store)
             found = store.resolve(options.reference)
-            if options.fetch and found.remote is not None:
-                _say({"fetching": found.id, "from": found.remote})
-                found = elsewhere.bring(store, found, dict(os.environ), progress=_Progress().tell)
+            if found.remote is not None:
+                _say({"fetching": found.id, "from": found.remote} if options.whole else {})
+                environment, tell = dict(os.environ), _Progress().tell
+                found = elsewhere.bring(store, found, environment, progress=tell, whole=options.whole)
         _say({"id": found.id})
     except FuseCkptError as error:
         _say({"error": str(error), "kind": type(error).__name__})

@@ -76,10 +76,11 @@ def bring(
     *,
     patience: float = PATIENCE,
     progress: Progress | None = None,
+    whole: bool = True,
 ) -> Checkpoint:
     """Have all bytes of a checkpoint here. See `bringing.bring`."""
     if checkpoint.remote is None:
         return checkpoint
     from fuse_ckpt.session import bringing
 
-    return bringing.bring(store, checkpoint, environment, patience, progress)
+    return bringing.bring(store, checkpoint, environment, patience, progress, whole=whole)

@@ -20,25 +20,25 @@ STEP = 5.0  # seconds between two words of progress
 Report = Callable[[str], None]
 
 
-def find_input(store: Store, reference: str, report: Report) -> Checkpoint:
-    """The checkpoint that a person means, with all its bytes here.
+def find_input(store: Store, reference: str, report: Report, *, whole: bool = False) -> Checkpoint:
+    """The checkpoint that a person means, which a mount of this store can show; `whole`: with all its bytes here.
 
     Where object stores are attached, what is new in them is listed first. Errors: UnknownCheckpoint, InvalidReference,
     StorageFailed, CorruptBlob, Corrupt.
     """
     if any(one.attached is not None for one in store.connections()):
-        return store.resolve(_brought(store, reference, report))
+        return store.resolve(_brought(store, reference, report, whole))
     return store.resolve(reference)
 
 
-def _brought(store: Store, reference: str, report: Report) -> str:
+def _brought(store: Store, reference: str, report: Report, whole: bool) -> str:
     """The id. In a process of its own: ours forks, and is to stay a single thread."""
     command = [sys.executable, "-m", "fuse_ckpt.session", "bring"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        options = {"store": str(store.layout.root), "reference": reference}
+        options = {"store": str(store.layout.root), "reference": reference, "whole": whole}
         with process.stdin as stdin:
             stdin.write(json.dumps(options).encode() + b"\n")
         listener = _Listener(report)

@@ -25,6 +25,7 @@ from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
 from fuse_ckpt.session import committing, control
+from fuse_ckpt.session.fetches import Fetches
 from fuse_ckpt.session.keeping import Keeper
 from fuse_ckpt.session.options import Mounted, MountOptions
 from fuse_ckpt.session.replicating import set_replication
@@ -68,6 +69,7 @@ class Service:
         self._area: Area | None = None
         self._committer: Committer | None = None
         self._uploads: Uploads | None = None
+        self._fetches: Fetches | None = None
         self._gone = trio.Event()
         self._command: int | None = None  # the process that the supervisor runs
         self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
@@ -95,6 +97,8 @@ class Service:
                 nursery.start_soon(control.listen, self._store.layout.control(self._options.job), self._answer)
             if self._uploads is not None:
                 nursery.start_soon(self._uploads.run)
+            if self._fetches is not None:
+                nursery.start_soon(self._fetches.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._obey_signals, nursery)
             if self._options.supervisor is not None:
@@ -122,6 +126,7 @@ class Service:
         store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
         set_replication(store, options)
         self._uploads = Uploads(store, job, options.replicate_rate)
+        self._fetches = Fetches(store)
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
@@ -130,6 +135,7 @@ class Service:
         return job_filesystem(
             store, job, place.root_fd, place.area, self._uses, forget_name, show=options.show_checkpoints,
             also=options.parent, durable=options.durability == "close",
+            fetch=self._fetches.fetch,
         )  # fmt: skip
 
     def _browse(self) -> Filesystem:

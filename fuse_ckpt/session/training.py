@@ -55,18 +55,19 @@ def run_training(
     environment: Mapping[str, str],
     report: Report,
     drain: bool = True,
+    prefetch: bool = False,
 ) -> Finished:
     """Run `command` with the job mounted, and return when it has ended and what it saved is committed.
 
     `environment` is the command's; the two variables are set in it, and where they are set already, that is where the
     job is mounted and the input bound. Raises FuseCkptError before the command has begun, never after; for a command
     that is not there, before anything is made. `drain`: wait at the end until everything is copied to where the job
-    replicates to.
+    replicates to. `prefetch`: have all of the input here before the command begins, not each file when it is opened.
     """
     job = options.job or ""
     with Sources.here() as sources, Store.open(options.store) as store:
         replicating.check(store, options)
-        parent = _input(store, checkpoint, if_any, force, report)
+        parent = _input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
         if parent is not None and parent.state is State.FAILED:
             report(f"resuming from {parent.id}, which is failed: {parent.failure}")
         program = _find(command[0], environment)
@@ -86,11 +87,11 @@ def run_training(
         return _Session(store, options, mounted, run, report, drain).run(program, command, dict(environment))
 
 
-def _input(store: Store, reference: str | None, if_any: bool, force: bool, report: Report) -> Checkpoint | None:
+def _input(reference: str | None, if_any: bool, force: bool, find: Callable[[str], Checkpoint]) -> Checkpoint | None:
     if reference is None:
         return None
     try:
-        found = find_input(store, reference, report)
+        found = find(reference)
     except FuseCkptError as exc:
         if if_any and isinstance(exc, UnknownCheckpoint):
             return None

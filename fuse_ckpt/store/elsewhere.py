@@ -49,8 +49,8 @@ class Elsewhere(Lifecycle):
 
     def is_learned(self, checkpoint: str) -> bool:
         """Whether it is known what the checkpoint is made of. Errors: UnknownCheckpoint."""
-        found = _known(checkpoint, self._index.read(lambda records: records.manifest(checkpoint)))
-        return found.checkpoint.remote is None or bool(found.entries) or not found.checkpoint.files
+        found = _known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
+        return found.remote is None or found.described
 
     def absent(self, checkpoint: str) -> dict[str, int]:
         """The digests of the checkpoint whose bytes are not here, and their sizes. Errors: UnknownCheckpoint."""
@@ -216,16 +216,17 @@ def _add_remote(found: Sequence[tuple[Checkpoint, Replica]], records: Records) -
 
 def _learn(manifest: Manifest, records: Records) -> Manifest:
     known = _known(manifest.checkpoint.id, records.manifest(manifest.checkpoint.id))
-    if known.checkpoint.remote is None or known.entries:
+    if known.checkpoint.remote is None or known.checkpoint.described:
         return known
-    learned = replace(manifest, checkpoint=known.checkpoint)
+    learned = replace(manifest, checkpoint=replace(known.checkpoint, described=True))
     records.put_away(learned)
+    records.put_checkpoint(learned.checkpoint)
     return learned
 
 
 def _arrived(checkpoint: str, records: Records) -> Manifest:
     found = _known(checkpoint, records.manifest(checkpoint))
-    here = replace(found, checkpoint=replace(found.checkpoint, remote=None))
+    here = replace(found, checkpoint=replace(found.checkpoint, remote=None, described=False))
     held = records.held(checkpoint)
     if held is not None:
         records.hold(here, dict.fromkeys(held, 0), ())
@@ -240,7 +241,7 @@ def _evict(checkpoint: str, inodes: Mapping[str, int], records: Records) -> Mani
         return None
     records.disclaim(records.counted(found), inodes)
     records.drop_held(checkpoint)
-    gone = replace(found, checkpoint=replace(found.checkpoint, remote=replica.storage))
+    gone = replace(found, checkpoint=replace(found.checkpoint, remote=replica.storage, described=True))
     records.put_away(gone)
     records.put_checkpoint(gone.checkpoint)
     return gone
@@ -259,7 +260,7 @@ def _merge(local: str, whole: Manifest, replica: Replica, records: Records) -> M
     said = before.checkpoint
     head = replace(
         whole.checkpoint, ordinal=said.ordinal, committed_ns=said.committed_ns, draft=said.draft, tags=said.tags,
-        pinned=said.pinned, settled=True, run=said.run, parent=said.parent,
+        pinned=said.pinned, settled=True, run=said.run, parent=said.parent, described=True,
     )  # fmt: skip
     merged = replace(whole, checkpoint=head)
     records.merge(before, merged)

@@ -147,17 +147,7 @@ def missing_blob(layout: Layout, manifest: Manifest) -> str | None:
 
 
 def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manifest]) -> None:
-    jobs = dict(old.jobs)
-    for path in layout.jobs.iterdir():
-        jobs.setdefault(path.name, Job(path.name, path.stat().st_mtime_ns))
-
-    def put_jobs(records: Records) -> None:
-        for job in jobs.values():
-            records.put_job(job)
-        for run in old.runs:
-            records.put_run(run)
-
-    index.write(put_jobs)
+    index.write(lambda records: _put_jobs(layout, old, records))
     rest = iter(manifests)
     while batch := list(islice(rest, BATCH)):
         sealed = [_sealed(layout, one) for one in batch]
@@ -167,14 +157,24 @@ def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manif
                 _add(records, manifest, inodes)
 
         index.write(put)
+    index.write(lambda records: _put_rest(old, records))
 
-    def put_remnants(records: Records) -> None:
-        for remnant in old.remnants:
-            records.put_remnant(remnant)
-        for one in old.kept:
-            records.put_kept(one)
 
-    index.write(put_remnants)
+def _put_jobs(layout: Layout, old: Salvaged, records: Records) -> None:
+    jobs = dict(old.jobs)
+    for path in layout.jobs.iterdir():
+        jobs.setdefault(path.name, Job(path.name, path.stat().st_mtime_ns))
+    for job in jobs.values():
+        records.put_job(job)
+    for run in old.runs:
+        records.put_run(run)
+
+
+def _put_rest(old: Salvaged, records: Records) -> None:
+    for remnant in old.remnants:
+        records.put_remnant(remnant)
+    for one in old.kept:
+        records.put_kept(one)
 
 
 def _add(records: Records, manifest: Manifest, inodes: Inodes) -> None:
