@@ -45,6 +45,11 @@ _MOUNT = {
     "stuck": ("stuck", "gauge", "Drafts that could not be committed, and wait."),
     "bytes": ("committed_bytes_total", "counter", "Bytes of what the mount has committed."),
     "removed": ("removed_total", "counter", "Checkpoints that the mount has moved to the trash by policy."),
+    "evicted": (
+        "evicted_total",
+        "counter",
+        "Checkpoints whose bytes the mount has let go of: an object store has them.",
+    ),
     "collected": ("collected_total", "counter", "Checkpoints that the mount has collected."),
     "freed": ("freed_bytes_total", "counter", "Bytes that came free by that."),
 }

@@ -37,7 +37,8 @@ POLL = 0.5  # seconds between two looks at the index's generation
 RETRY = (1.0, 300.0)  # seconds after the first failure, and at most
 LOOK = (1.0, 60.0)  # seconds between two looks at a group that is not decided, first and at most
 REMOVE = 3900.0  # seconds; the object store keeps what is deleted for an hour
-REFRESH = 60.0  # seconds between two looks for what other machines have put there
+REFRESH = 600.0  # seconds between two looks for what other machines have put there; it costs a LIST for each job
+REAP = 3600.0  # seconds between two looks for groups whose other parts never came
 NICENESS = 10
 GRACE = 3.0  # seconds to end by itself
 
@@ -98,6 +99,7 @@ class _Line:
         self._not_before = 0.0
         self._looks: dict[str, tuple[float, float]] = {}  # id → when to look again, and the pause after that
         self._refresh = 0.0
+        self._reap = 0.0
 
     def turn(self) -> bool:
         """Do the next thing that is due; False where nothing is. What goes wrong is said once, and tried again."""
@@ -132,9 +134,18 @@ class _Line:
                 self._look(checkpoint, replica)
                 return True
         if now >= self._refresh:
-            self._refresh = now + REFRESH
+            self._refresh = now + REFRESH * random.uniform(0.5, 1.0)
             attaching.refresh(self._store, self._store.connection(self._name), self._open())
+        elif now >= self._reap:
+            self._reap = now + REAP * random.uniform(0.5, 1.0)
+            for job in self._partial(outbox):
+                self._open().reap(job, time.time_ns())
         return False
+
+    def _partial(self, outbox: Mapping[str, Replica]) -> set[str]:
+        """The jobs of which this node has written parts that wait for others."""
+        waiting = [one for one, replica in outbox.items() if replica.stage is Stage.PARTIAL]
+        return {head.job for head in self._store.known_among(waiting)}
 
     def _look(self, checkpoint: str, replica: Replica) -> None:
         if replica.stage is not Stage.REMOVING:

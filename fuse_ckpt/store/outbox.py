@@ -57,6 +57,11 @@ class Outbox:
         found = self._index.read(work)
         return {one: replica for one, replica in found.items() if storage in (None, replica.storage)}
 
+    def known_among(self, checkpoints: Iterable[str]) -> list[Checkpoint]:
+        """Those of `checkpoints` (ids) that are not deleted."""
+        found = self._index.read(lambda records: [records.by_id(one) for one in checkpoints])
+        return [one for one in found if one is not None]
+
     def removed_there(self, checkpoint: str) -> None:
         """The copy of a checkpoint that is no more has gone, too."""
         self._index.write(lambda records: records.drop_replica(checkpoint))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fuse_ckpt.model import Replica, Stage
-from fuse_ckpt.session import control
+from fuse_ckpt.model import Connection, Replica, Stage
+from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
 from tests.mount.harness import sha256, wait_until
-from tests.mount.runs import Desk, Started, python
+from tests.mount.runs import Desk, python
 from tests.transfer import proxy
 from tests.transfer.proxy import Proxy
 from tests.transfer.seaweed import BUCKET, NOWHERE, Seaweed
@@ -47,19 +47,22 @@ def faulty(seaweed: Seaweed) -> Iterator[Proxy]:
 class Machine(Desk):
     """A store of its own, with a way to the object store, at a place that machines of the test share."""
 
-    def __init__(self, top: Path, endpoint: str, seaweed: Seaweed, path: str) -> None:
+    def __init__(self, top: Path, connection: Connection, path: str) -> None:
         super().__init__(top)
-        self._given = ["--endpoint", endpoint, "--bucket", BUCKET, "--credentials-file", str(seaweed.admin)]
+        self._connection = connection
         self._path = path
 
     def environment(self, **more: str) -> dict[str, str]:
         return super().environment(**NOWHERE, **more)
 
-    def attach(self) -> str:
-        assert self.cli("storage", "create", "lake", "--provider", "s3", *self._given, "--no-check").returncode == 0
-        said = self.cli("storage", "attach", "lake", "--path", self._path, "--patience", "5")
-        assert said.returncode == 0, said.stderr
-        return said.stdout
+    def attach(self) -> None:
+        with Store.open(self.store) as store:
+            store.add_connection(self._connection)
+            attach(store, "lake", NOWHERE, path=self._path)
+
+    def standing(self, job: str) -> list[str]:
+        """How each checkpoint's copy is, as the listing says it."""
+        return [str(row["replicated"]) for row in self.listed(job)]
 
     def copies(self, job: str) -> dict[str, Replica]:
         """How the copies are, by NAME."""
@@ -92,7 +95,7 @@ def machine(tmp_path: Path, seaweed: Seaweed, faulty: Proxy, request: pytest.Fix
     def make() -> Machine:
         top = tmp_path / f"machine{len(made)}"
         top.mkdir()
-        made.append(Machine(top, faulty.endpoint, seaweed, path))
+        made.append(Machine(top, seaweed.connection(endpoint=faulty.endpoint), path))
         made[-1].attach()
         return made[-1]
 
@@ -276,4 +279,3 @@ def test_what_cannot_be_is_refused_before_the_command_runs(machine: Machines, tm
         assert said.returncode in (2, 125), said
         assert words in said.stderr
     assert not ran.exists()
-    assert isinstance(Started, type)
