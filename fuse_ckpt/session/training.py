@@ -68,6 +68,8 @@ def run_training(
     with Sources.here() as sources, Store.open(options.store) as store:
         replicating.check(store, options)
         parent = _input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
+        if parent is not None and not force and store.is_part(parent.id):
+            raise NotStarted(f"Checkpoint {parent.id} lacks the parts of other nodes: storage sync looks for them.")
         if parent is not None and parent.state is State.FAILED:
             report(f"resuming from {parent.id}, which is failed: {parent.failure}")
         program = _find(command[0], environment)

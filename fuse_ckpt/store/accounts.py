@@ -19,6 +19,7 @@ from .retention import Candidate, Decision, Policy, choose, decide, parse_policy
 from .tables import Totals
 
 TRASH_TTL_NS = 7 * 86_400 * 10**9
+PART = "the other nodes' parts of it are not there yet"
 BLOCK = 512  # bytes; what st_blocks counts, whatever the filesystem
 _FIRST = 128  # candidates that are looked at first; most often they are enough
 
@@ -105,14 +106,15 @@ class Accounts(Elsewhere):
         in_use = {**self._index.read(_outgoing), **self.leased()}
         states = frozenset(State) - {State.DELETED}
         every = self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in states])
-        found = [one for one in every if one.remote is None]  # what is elsewhere takes no room
+        parts = self._index.read(Records.parts)
+        found = [one for one in every if one.remote is None and one.id not in parts]  # what is elsewhere takes no room
         copies = self._index.read(lambda records: _copies(found, records))
         return [
             replace(one, reason=f"{one.reason}; its copy in {copies[one.checkpoint.id]} stays")
             if not one.keep and one.checkpoint.id in copies
             else one
             for one in decide(found, policy, in_use, now_ns)
-        ]
+        ] + [Decision(one, True, PART) for one in every if one.id in parts]
 
     def plan(
         self, now_ns: int, job: str | None = None, policy: Policy | None = None, ttl_ns: int | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import UnknownCheckpoint, UnknownJob
-from fuse_ckpt.model import Checkpoint, Job, Replica, Replication, Stage
+from fuse_ckpt.model import Checkpoint, Job, Replica, Replication, Stage, State
 
 from .index import Index
 from .layout import Layout
@@ -62,6 +62,11 @@ class Outbox:
         found = self._index.read(lambda records: [records.by_id(one) for one in checkpoints])
         return [one for one in found if one is not None]
 
+    def is_part(self, checkpoint: str) -> bool:
+        """Whether it is a part alone of what several nodes write."""
+        replica = self.replica(checkpoint)
+        return replica is not None and replica.nodes > 1 and not replica.is_over
+
     def removed_there(self, checkpoint: str) -> None:
         """The copy of a checkpoint that is no more has gone, too."""
         self._index.write(lambda records: records.drop_replica(checkpoint))
@@ -107,6 +112,8 @@ class Outbox:
                 return None
             after = change(before)
             records.put_replica(checkpoint, after)
+            if after.nodes > 1 and after.stage in (Stage.ABORTED, Stage.GIVEN_UP):
+                records.put_checkpoint(_failed(now, after))
             return after
 
         return self._index.write(work)
@@ -142,3 +149,9 @@ class Outbox:
         if found is None:
             raise UnknownCheckpoint(checkpoint)
         return found
+
+
+def _failed(part: Checkpoint, replica: Replica) -> Checkpoint:
+    """A part whose whole will never be: nobody is to resume from it."""
+    why = f"{replica.reason}" if replica.reason else f"it was {replica.stage}"
+    return replace(part, state=State.FAILED, failure=f"a part of what {replica.nodes} nodes wrote, and {why}")

@@ -37,6 +37,7 @@ from fuse_ckpt.errors import CorruptRecord
 from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan
 
 from . import briefs
+from .briefs import Brief
 from .codec import is_sealed
 from .listings import Listings
 from .replica_records import ReplicaRecords
@@ -98,6 +99,11 @@ class Records(ReplicaRecords, Listings):
     def tags(self) -> list[str]:
         """All tags, in order."""
         return [key.decode(errors="surrogateescape") for key in self._keys(Table.TAGS, b"")]
+
+    def offered(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]:
+        """`briefs`, but for those that are a part alone of what several nodes write."""
+        parts = self.parts()
+        return (one for one in self.briefs(job, newest_first=newest_first) if one[0] not in parts)
 
     # changing them
 

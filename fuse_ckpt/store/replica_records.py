@@ -51,6 +51,11 @@ class ReplicaRecords(Tables):
         key = id_key(checkpoint)
         return key is not None and self._transaction.get(key, db=self._tables[Table.OUTBOX]) is not None
 
+    def parts(self) -> dict[str, Replica]:
+        """The checkpoints that are a part alone of what several nodes write: the others' parts are not known to be
+        there."""
+        return {one: found for one, found in self.outbox() if found.nodes > 1 and found.stage is not Stage.REMOVING}
+
     def outbox(self) -> Iterator[tuple[str, Replica]]:
         """What is to be copied, by ids, in the order of the commits."""
         for key, found in self._pairs(Table.OUTBOX, self._from(Table.OUTBOX, b""), Replica):

@@ -130,8 +130,8 @@ class Store(Ending, Checks, Connections, Outbox):
 
         def work(records: Records) -> Checkpoint | None:
             away = records.away() if here else set()
-            briefs = records.briefs(job, newest_first=True)
-            found = references.latest(one for one in briefs if one[0] not in away)
+            offered = records.offered(job, newest_first=True)
+            found = references.latest(one for one in offered if one[0] not in away)
             return None if found is None else records.by_id(found)
 
         return self._index.read(work)
@@ -140,7 +140,7 @@ class Store(Ending, Checks, Connections, Outbox):
         """The available one with weights of the lowest evaluation loss, else training loss; of equals the newest."""
 
         def work(records: Records) -> Checkpoint | None:
-            found = references.best(records.briefs(job))
+            found = references.best(records.offered(job))
             return None if found is None else records.by_id(found)
 
         return self._index.read(work)

@@ -233,6 +233,32 @@ def test_without_drain_the_next_mount_goes_on(machine: Machines, faulty: Proxy) 
     here.wait_copied("job", 2)
 
 
+def test_a_policy_lets_go_here_of_what_is_replicated(machine: Machines, tmp_path: Path) -> None:
+    here = machine()
+    options = ["--replicate", "lake", "--retain", "keep-last=1"]
+    run = here.start("job", *options, command=python(TRAIN + "    input()\n    (out / 'end').write_bytes(b'end')"))
+    here.wait_copied("job", 3)
+    run.tell()
+    assert run.wait() == 0, run.err
+    assert here.standing("job") == ["replicated, not here", "replicated, not here", "replicated", "replicated"]
+    first = here.listed("job")[0]
+    code = "print(sum(len(one.read_bytes()) for one in Path(os.environ['FLEXAI_INPUT_CHECKPOINT_DIR']).iterdir()))"
+    again = here.run("again", "-C", first["id"], command=python(code))
+    assert (again.returncode, again.stdout) == (0, f"{first['sizeBytes']}\n")
+
+
+def test_the_uploader_ends_with_its_mount(machine: Machines) -> None:
+    here = machine()
+    run = here.start("job", "--replicate", "lake", command=python("input()"))
+    uploader = wait_until("an uploader", lambda: (here.store / "format").exists() and here.uploader("job"))
+    (daemon,) = here.daemons_of(run)
+    os.kill(daemon, signal.SIGKILL)
+    wait_until("it has ended", lambda: not Path(f"/proc/{uploader}").exists())
+    run.tell()
+    assert run.wait() == 0
+    assert here.cli("umount", str(here.store / "mounts/job/output-checkpoint")).returncode in (0, 2)
+
+
 def test_a_checkpoint_of_two_nodes_is_one(machine: Machines, tmp_path: Path) -> None:
     nodes = [machine(), machine()]
     code = """

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from fuse_ckpt.errors import UnknownCheckpoint, UnknownJob
 from fuse_ckpt.faults import install
-from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Replica, Replication, Stage
+from fuse_ckpt.model import Checkpoint, Entry, Kind, Metadata, NewCheckpoint, Replica, Replication, Stage, State
 from fuse_ckpt.store import Store, parse_policy
 
 Save = Callable[..., Checkpoint]
@@ -194,3 +194,18 @@ def test_one_process_at_a_time_copies_to_a_connection(replicating: Store) -> Non
     again = replicating.lock_upload("lake")
     assert again is not None
     again.close()
+
+
+def test_a_part_of_what_many_nodes_write_is_not_offered_and_counts_for_no_policy(store: Store, save: Save) -> None:
+    resumable = {"metadata": Metadata(resumable=True)}
+    whole = save(store, "step-1", {"a": b"1"}, **resumable)
+    store.replicate("job", Replication("lake", rank=1, nodes=2, attempt="x"))
+    part = save(store, "step-2", {"a": b"2"}, **resumable)
+    assert store.resolve("job:latest").id == whole.id
+    assert store.latest("job") == whole
+    assert store.is_part(part.id)
+    decided = store.decisions(parse_policy("keep-last=1"), 0)
+    assert {one.checkpoint.id: one.keep for one in decided} == {whole.id: True, part.id: True}
+    store.note_replica(part.id, part, lambda before: replace(before, stage=Stage.ABORTED, reason="rank 0 never came"))
+    after = store.checkpoint(part.id)
+    assert (after.state, after.failure) == (State.FAILED, "a part of what 2 nodes wrote, and rank 0 never came")
