@@ -49,6 +49,8 @@ class Registers:
         data = self.remote.claim(key, mine, limit)
         self.remote.settle(self.place.key(keys.job_prefix(job)), [key])
         fault(f"share:{name[0]}:done")
+        if data == mine and self.remote.get(key, limit) != mine:
+            raise StorageFailed(f"{key} is not as it was sent: the object store does not keep what it is given.")
         return (value if data == mine else documents.understood(data, type(value), key)), data
 
     def decision(self, job: str, group: str) -> Decision | None:
