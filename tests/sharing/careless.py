@@ -31,8 +31,7 @@ class Careless:
         self.truncates: str | None = None
         self.hidden: set[str] = set()
         self._credentials = credentials(directory / "careless", ADMIN)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
@@ -43,8 +42,9 @@ class Careless:
         )
         return Remote(connection, BUCKET, NOWHERE, 3.0)
 
-    def key(self, path: str) -> str:
-        return unquote(urlsplit(path).path).removeprefix(f"/{BUCKET}").strip("/")
+    def keep(self, key: str, data: bytes) -> None:
+        cut = self.truncates is not None and key.endswith(self.truncates)
+        self.objects[key] = data[: len(data) // 2] if cut else data
 
     def listing(self, query: dict[str, list[str]]) -> bytes:
         prefix = query.get("prefix", [""])[0]
@@ -69,49 +69,62 @@ class Careless:
         self._thread.join()
 
 
-def _handler(careless: Careless) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
+    def __init__(self, careless: Careless) -> None:
+        self.careless = careless
+        super().__init__(("127.0.0.1", 0), _Handler)
 
-        def do_PUT(self) -> None:
-            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            key = careless.key(self.path)
-            cut = careless.truncates is not None and key.endswith(careless.truncates)
-            careless.objects[key] = data[: len(data) // 2] if cut else data
-            self._answer(200, b"")
 
-        def do_POST(self) -> None:
-            """Only to remove several objects."""
-            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            keys = re.findall(r"<Key>(.*?)</Key>", data.decode())
-            for key in keys:
-                careless.objects.pop(unescape(key), None)
-            gone = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
-            self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-        def do_GET(self) -> None:
-            key = careless.key(self.path)
-            if not key:
-                self._answer(200, careless.listing(parse_qs(urlsplit(self.path).query)))
-            elif key not in careless.objects:
-                self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-            else:
-                self._answer(200, careless.objects[key])
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
 
-        do_HEAD = do_GET
+    def do_PUT(self) -> None:
+        self.server.careless.keep(_key(self.path), self._body())
+        self._answer(200, b"")
 
-        def _answer(self, status: int, data: bytes) -> None:
-            self.send_response(status)
-            for name, value in (("Content-Length", str(len(data))), ("Last-Modified", _DATE), ("ETag", '"e"')):
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+    def do_POST(self) -> None:
+        """Only to remove several objects."""
+        keys = re.findall(r"<Key>(.*?)</Key>", self._body().decode())
+        for key in keys:
+            self.server.careless.objects.pop(unescape(key), None)
+        gone = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
 
-    return Handler
+    def do_GET(self) -> None:
+        key, careless = _key(self.path), self.server.careless
+        bounds = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if not key:
+            self._answer(200, careless.listing(parse_qs(urlsplit(self.path).query)))
+        elif key not in careless.objects:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        elif bounds:
+            start, end, data = int(bounds[1]), int(bounds[2]), careless.objects[key]
+            self._answer(206, data[start : end + 1], ("Content-Range", f"bytes {start}-{end}/{len(data)}"))
+        else:
+            self._answer(200, careless.objects[key])
+
+    do_HEAD = do_GET
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _answer(self, status: int, data: bytes, *more: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (("Content-Length", str(len(data))), ("Last-Modified", _DATE), ("ETag", '"e"'), *more):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _key(path: str) -> str:
+    return unquote(urlsplit(path).path).removeprefix(f"/{BUCKET}").strip("/")
 
 
 @contextmanager
