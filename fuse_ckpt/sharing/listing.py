@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fuse_ckpt.errors import Corrupt
 from fuse_ckpt.transfer import Stop, run
 
-from . import documents, keys
+from . import documents, keys, packing
 from .registers import AT_ONCE, Registers
 from .remembered import Remembered
 from .values import Decision, GroupState, Standing
@@ -15,12 +15,7 @@ from .values import Decision, GroupState, Standing
 
 def decisions(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> dict[str, Decision]:
     """Every decision of the job, by group. One that is damaged is left out, with a sentence in `problems`."""
-    there = registers.groups_below(job, "c")
-    known = memory.load()
-    fresh = _get(registers, job, sorted(there.keys() - known.keys()))
-    held = {group: data for group, data in known.items() if group in there} | fresh
-    if fresh or held.keys() != known.keys():
-        memory.save(held)
+    held = documents_of(registers, job, memory)
     found = {}
     for group in sorted(held):
         try:
@@ -28,6 +23,19 @@ def decisions(registers: Registers, job: str, memory: Remembered, problems: list
         except Corrupt as error:
             problems.append(str(error))
     return found
+
+
+def documents_of(registers: Registers, job: str, memory: Remembered) -> dict[str, bytes]:
+    """The objects of all decisions of the job, by group, from where they are had soonest."""
+    there = registers.groups_below(job, "c")
+    known = memory.load()
+    unknown = there.keys() - known.keys()
+    packed = packing.read(registers, job, unknown) if len(unknown) >= packing.WORTH else {}
+    fresh = packed | _get(registers, job, sorted(unknown - packed.keys()))
+    held = {group: data for group, data in known.items() if group in there} | fresh
+    if fresh or held.keys() != known.keys():
+        memory.save({group: data for group, data in held.items() if group in known or documents.is_whole(data)})
+    return held
 
 
 def alive(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> list[Decision]:

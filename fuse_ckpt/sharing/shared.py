@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from fuse_ckpt.errors import NotFound, StorageFailed, UnknownCheckpoint, UsageError
+from fuse_ckpt.errors import Corrupt, NotFound, StorageFailed, UnknownCheckpoint, UsageError
 from fuse_ckpt.transfer import PROBE, Found, Place, Probed, Remote
 
-from . import committing, deciding, documents, keys, listing, receiving, removing, sending
+from . import committing, deciding, documents, keys, listing, packing, receiving, removing, sending
 from .registers import Registers
 from .remembered import Remembered
 from .sending import Advance, Source, ignore
@@ -82,6 +83,9 @@ class SharedStore:
     def _memory(self, job: str) -> Remembered:
         return Remembered(self._cache, self.open(write=False).id, job)
 
+    def _pack(self, job: str) -> None:
+        packing.pack(self._registers, job, listing.documents_of(self._registers, job, self._memory(job)))
+
     def _key(self, job: str, file: PartFile) -> str:
         """The whole key of a file's bytes; "" of an empty file."""
         return self._registers.key(job, file.key) if file.key else ""
@@ -128,7 +132,11 @@ class SharedStore:
     def reconcile(self, job: str, group: str) -> Standing:
         """How the group stands; where all parts are there and nobody has decided yet, decide. Adopts what it reads."""
         self.open()
-        return committing.reconcile(self._registers, job, keys.check_group(group))
+        standing = committing.reconcile(self._registers, job, keys.check_group(group))
+        if standing.decision is not None and packing.is_turn(group):
+            with contextlib.suppress(StorageFailed, Corrupt):  # others will
+                self._pack(job)
+        return standing
 
     def abort(self, job: str, group: str, reason: str, now_ns: int) -> Standing:
         """Decide that the group never will be a checkpoint, unless it is decided already; how it stands then."""
@@ -223,4 +231,5 @@ class SharedStore:
         (by the object store's clock); how those stand now. Forgets what was deleted long ago."""
         self.open()
         removing.forget(self._registers, job)
+        self._pack(job)
         return committing.reap(self._registers, job, self._owner, now_ns, older_than_ns)

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fuse_ckpt.errors import Corrupt, CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError, Withdrawn
 from fuse_ckpt.model import Entry, Kind, Metadata
-from fuse_ckpt.sharing import GroupState, PartFile, SharedStore, state_of
+from fuse_ckpt.sharing import GroupState, PartFile, SharedStore, packing, state_of
 from fuse_ckpt.transfer import Remote
 from tests.sharing.conftest import JOB, NS, MakeNode, bytes_of, established, keys_below, probed
 
 DAY_NS = 86_400 * 10**9
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The keys of the small objects that are asked for in the block."""
+    asked: list[str] = []
+    real = Remote.get
+
+    def get(self: Remote, key: str, limit: int) -> bytes | None:
+        asked.append(key)
+        return real(self, key, limit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "get", get)
+        yield asked
 
 
 def test_a_checkpoint_of_one_node_is_a_group_of_one_part(node: MakeNode, shared: SharedStore, tmp_path: Path) -> None:
@@ -277,18 +294,10 @@ def test_a_listing_asks_for_each_decision_once(
     parts = [one.save(f"step-{n}", {"x": b"1"}) for n in range(5)]
     for part in parts:
         shared.reconcile(JOB, part.group)
-    asked: list[str] = []
-    real = Remote.get
-
-    def get(self: Remote, key: str, limit: int) -> bytes | None:
-        asked.append(key)
-        return real(self, key, limit)
-
-    monkeypatch.setattr(Remote, "get", get)
 
     def listed() -> tuple[list[str], int]:
-        asked.clear()
-        found = SharedStore(remote, shared.place, cache=tmp_path / "cache").list(JOB)
+        with counted(monkeypatch) as asked:
+            found = SharedStore(remote, shared.place, cache=tmp_path / "cache").list(JOB)
         return [one.id for one in found], sum("/c/" in key for key in asked)
 
     ids = [part.local for part in parts]
@@ -300,6 +309,30 @@ def test_a_listing_asks_for_each_decision_once(
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(b"damaged")
     assert listed() == (ids[1:], 4)
+
+
+def test_a_pack_spares_a_new_machine_the_single_requests(
+    node: MakeNode, shared: SharedStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 3)
+    one = node()
+    parts = [one.save(f"step-{n}", {}) for n in range(4)]
+    for part in parts[:3]:
+        shared.reconcile(JOB, part.group)
+    shared.reap(JOB, NS)
+    (pack,) = keys_below(shared, remote, "s")
+    shared.reconcile(JOB, parts[3].group)
+    with counted(monkeypatch) as asked:
+        assert [one.id for one in shared.list(JOB)] == [part.local for part in parts]
+    assert [key.rpartition("/")[2] for key in asked if "/c/" in key] == [f"{parts[3].group}.json"]
+    remote.put(shared.place.key(f"j/{JOB}/{pack}"), b"damaged")
+    assert [one.id for one in shared.list(JOB)] == [part.local for part in parts]
+    shared.reap(JOB, NS)
+    for part in parts:
+        shared.tombstone(JOB, part.group, NS)
+    shared.delete(JOB, [part.group for part in parts], grace_ns=-DAY_NS)
+    shared.reap(JOB, NS)
+    assert keys_below(shared, remote, "s") == [pack]  # it cannot be read, and is left alone
 
 
 def test_names_of_any_bytes_come_back(node: MakeNode, shared: SharedStore, remote: Remote, tmp_path: Path) -> None:
