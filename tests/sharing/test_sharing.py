@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
 from fuse_ckpt.errors import Corrupt, CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError, Withdrawn
 from fuse_ckpt.model import Entry, Kind, Metadata
-from fuse_ckpt.sharing import GroupState, PartFile, SharedStore, packing, state_of
-from fuse_ckpt.transfer import Remote
+from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, packing, state_of
+from fuse_ckpt.sharing.documents import written
+from fuse_ckpt.transfer import Remote, Stop, run
 from tests.sharing.conftest import JOB, NS, MakeNode, bytes_of, established, keys_below, probed
 
 DAY_NS = 86_400 * 10**9
@@ -161,6 +164,27 @@ def test_an_abort_and_a_commit_exclude_each_other(node: MakeNode, shared: Shared
         each.save("b", {f"{each.rank}": b"1"})
     assert shared.reconcile(JOB, one.group("b")).state is GroupState.REPLICATED
     assert shared.abort(JOB, one.group("b"), "too late", NS).state is GroupState.REPLICATED
+
+
+def test_of_many_who_decide_at_once_one_wins_and_all_adopt_it(node: MakeNode, shared: SharedStore) -> None:
+    for number in range(6):
+        for rank in range(2):
+            group = node(rank, 2).save(f"step-{number}", {f"{rank}": b"1"}).group
+        seen: list[Decision | None] = []
+        all_there = Barrier(8)
+
+        def decide(who: int, group: str = group, all_there: Barrier = all_there, seen: list[Any] = seen) -> None:
+            all_there.wait(10)
+            if who % 2:
+                seen.append(shared.reconcile(JOB, group).decision)
+            else:
+                seen.append(shared.abort(JOB, group, f"{who} says so", NS).decision)
+
+        run(8, range(8), decide, Stop())
+        assert len(seen) == 8
+        assert len({written(one) for one in seen if one is not None}) == 1
+        assert None not in seen
+        assert shared.standing(JOB, group).decision == seen[0]
 
 
 def test_what_stays_partial_is_reaped_and_what_is_complete_is_decided(node: MakeNode, shared: SharedStore) -> None:
