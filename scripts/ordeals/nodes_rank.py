@@ -155,7 +155,7 @@ class _Rank:
         """How the group stands when this rank has had its say."""
         group = self._field.group(number)
         if number % DUEL_EVERY or self._field.absent(number) is not None:
-            return self._store.reconcile(JOB, group)
+            return self._store.reconcile(JOB, group, rank=self._rank if self._chance.random() < 0.5 else None)
         standing = self._store.standing(JOB, group)
         if len(standing.present) < self._field.nodes:
             return standing

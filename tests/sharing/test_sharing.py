@@ -166,6 +166,18 @@ def test_an_abort_and_a_commit_exclude_each_other(node: MakeNode, shared: Shared
     assert shared.abort(JOB, one.group("b"), "too late", NS).state is GroupState.REPLICATED
 
 
+def test_of_ranks_that_end_at_once_the_last_one_decides(node: MakeNode, shared: SharedStore) -> None:
+    for rank in range(3):
+        group = node(rank, 3).save("a", {f"{rank}": b"1"}).group
+    for rank in (0, 1):
+        assert state_of(shared.reconcile(JOB, group, rank=rank)) == "partial 3/3"
+    assert shared.reconcile(JOB, group, rank=2).state is GroupState.REPLICATED
+    node(1, 2).save("b", {"1": b"1"})
+    group = node(0, 2).save("b", {"0": b"1"}).group
+    shared.reconcile(JOB, group, rank=0)
+    assert shared.reconcile(JOB, group).state is GroupState.REPLICATED  # whose part came last may have died
+
+
 def test_of_many_who_decide_at_once_one_wins_and_all_adopt_it(node: MakeNode, shared: SharedStore) -> None:
     for number in range(6):
         for rank in range(2):

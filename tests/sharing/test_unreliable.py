@@ -103,6 +103,23 @@ def test_each_byte_comes_once_over_the_network(behind: SharedStore, faulty: Prox
     assert [method for method, _ in faulty.seen] == ["GET"] * -(-len(data) // (8 << 20))
 
 
+def test_what_a_checkpoint_costs_in_requests(behind: SharedStore, faulty: Proxy, tmp_path: Path) -> None:
+    """The calculation in docs/design.md counts with these."""
+    nodes = [Node(behind, tmp_path / f"{rank}", rank, 2) for rank in range(2)]
+    counts = []
+    for one in nodes:
+        faulty.restart()
+        group = one.save("a", {f"{one.rank}": b"1", f"large-{one.rank}": bytes(20 << 20)}).group
+        behind.reconcile(JOB, group, rank=one.rank)
+        reads = sum(method in ("GET", "HEAD") and "list-type" not in path for method, path in faulty.seen)
+        counts.append((len(faulty.seen) - reads, reads))
+    # Written or listed: one small file, three parts of a large one and two for their whole, one part, two listings;
+    # read: two files, two registers of the part, three of the group.
+    assert counts[0] == (6 + 1 + 2, 2 + 2 + 3)
+    # Who decides lists again, writes the decision, and reads two parts, the decision, and whether it is deleted.
+    assert counts[1] == (6 + 1 + 2 + 2, 2 + 2 + 3 + 4)
+
+
 def test_who_may_not_write_is_told_so_and_may_read(behind: SharedStore, seaweed: Seaweed, tmp_path: Path) -> None:
     part = Node(behind, tmp_path / "node").save("a", {"x": b"1"})
     behind.reconcile(JOB, part.group)
