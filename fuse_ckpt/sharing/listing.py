@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fuse_ckpt.errors import Corrupt
-from fuse_ckpt.transfer import Stop, run
+from fuse_ckpt.transfer import Found, Stop, run
 
 from . import documents, keys, packing
 from .registers import AT_ONCE, Registers
@@ -40,8 +40,16 @@ def documents_of(registers: Registers, job: str, memory: Remembered) -> dict[str
 
 def alive(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> list[Decision]:
     """The decisions about groups that are not deleted: commits in the order of their ids, then the others."""
-    found = decisions(registers, job, memory, problems)
-    buried = registers.groups_below(job, "x") if found else {}
+    found: dict[str, Decision] = {}
+    buried: dict[str, Found] = {}
+
+    def ask(name: str) -> None:
+        if name == "c":
+            found.update(decisions(registers, job, memory, problems))
+        else:
+            buried.update(registers.groups_below(job, name))
+
+    run(2, "cx", ask, Stop())
     return sorted((one for group, one in found.items() if group not in buried), key=_order)
 
 

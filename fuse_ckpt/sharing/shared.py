@@ -13,10 +13,10 @@ from fuse_ckpt.transfer import PROBE, Found, Place, Probed, Remote
 from . import committing, deciding, documents, keys, listing, packing, receiving, removing, sending
 from .registers import Registers
 from .remembered import Remembered
+from .removing import GRACE_NS
 from .sending import Advance, Source, ignore
 from .values import Decision, Format, GroupState, Part, PartFile, Registered, Standing, Tombstone, Union
 
-GRACE_NS = 3600 * 10**9  # from a tombstone to the first byte that goes
 REAP_NS = 24 * 3600 * 10**9  # that a group may stay partial
 
 
@@ -233,8 +233,14 @@ class SharedStore:
 
     def reap(self, job: str, now_ns: int, *, older_than_ns: int = REAP_NS) -> Sequence[Standing]:
         """Decide the groups that are complete, abort those that are partial and whose newest part is older than that
-        (by the object store's clock); how those stand now. Forgets what was deleted long ago."""
+        (by the object store's clock); how those stand now.
+
+        To be called now and then, by any node: it also goes on with deletions that were interrupted, takes away what
+        aborted groups hold, and keeps first listings short. A few listings; nothing waits for it.
+        """
         self.open()
+        found = committing.reap(self._registers, job, self._owner, now_ns, older_than_ns)
+        removing.sweep(self._registers, job, self._owner, now_ns, older_than_ns, self._memory(job))
         removing.forget(self._registers, job)
         self._pack(job)
-        return committing.reap(self._registers, job, self._owner, now_ns, older_than_ns)
+        return found

@@ -24,7 +24,7 @@ from scripts.ordeals.nodes_rank import NS, Field, seen
 from tests.transfer.proxy import HANG_UP, LOST, Proxy, before
 from tests.transfer.seaweed import BUCKET, NOWHERE, Seaweed, running
 
-FAULTS_MAX = 40  # fault points that a life reaches at most, where it dies at one
+FAULTS_MAX = 20  # fault points that a life reaches at most, where it dies at one
 LIFE_MAX = 1.5  # seconds that a life lasts at most
 STEP = 10  # groups that are added where all are decided, and more kills are wanted
 END_PATIENCE = 240.0  # seconds, for all to be decided when nobody is killed any more

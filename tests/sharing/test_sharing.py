@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from fuse_ckpt import faults
 from fuse_ckpt.errors import Corrupt, CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError, Withdrawn
 from fuse_ckpt.model import Entry, Kind, Metadata
-from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, packing, state_of
+from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, packing, removing, state_of
 from fuse_ckpt.sharing.documents import written
 from fuse_ckpt.transfer import Remote, Stop, run
+from tests.dying import Crash
 from tests.sharing.conftest import JOB, NS, MakeNode, bytes_of, established, keys_below, probed
 
 DAY_NS = 86_400 * 10**9
@@ -210,7 +212,7 @@ def test_what_stays_partial_is_reaped_and_what_is_complete_is_decided(node: Make
     assert reaped.decision is not None
     assert (reaped.group, reaped.decision.reason) == (lonely.group, "it stayed partial 1/2 (missing rank 1)")
     two.save("lonely", {"y": b"1"})
-    assert shared.reconcile(JOB, lonely.group).state is GroupState.ABORTED
+    assert shared.reconcile(JOB, lonely.group).state is GroupState.DELETED  # aborted groups are, when they are old
 
 
 def test_ranks_that_contradict_each_other_abort(node: MakeNode, shared: SharedStore) -> None:
@@ -277,6 +279,49 @@ def test_data_that_an_undecided_part_names_stays(node: MakeNode, shared: SharedS
     shared.tombstone(JOB, first.group, NS)
     shared.delete(JOB, [first.group], grace_ns=-DAY_NS)
     assert first.files[0].key in keys_below(shared, remote)
+
+
+def test_what_nobody_comes_back_for_is_given_back(node: MakeNode, shared: SharedStore, remote: Remote) -> None:
+    one = node()
+    orphan = one.group("orphan")
+    one.send(orphan, {"x": b"1"})
+    lonely = node(0, 2).save("lonely", {"x": b"2"})
+    kept = one.save("kept", {"x": b"3"})
+    shared.reap(JOB, NS)
+    assert any(key.startswith(f"d/{orphan}") for key in keys_below(shared, remote))
+    for _ in range(3):  # aborted, then buried, then taken away
+        shared.reap(JOB, NS, older_than_ns=-DAY_NS)
+    assert shared.standing(JOB, orphan).state is shared.standing(JOB, lonely.group).state is GroupState.DELETED
+    assert any(key.startswith(f"d/{orphan}") for key in keys_below(shared, remote))  # within the grace
+    assert shared.delete(JOB, [orphan, lonely.group], grace_ns=-DAY_NS) == [orphan, lonely.group]
+    assert {key.split("/")[1].removesuffix(".json") for key in keys_below(shared, remote) if key[0] != "x"} == {
+        kept.group
+    }
+
+
+def test_a_deletion_that_was_interrupted_is_gone_on_with(
+    node: MakeNode, shared: SharedStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = node()
+    for point in ("decision", "data", "parts"):
+        part = one.save(point, {"x": b"1"})
+        shared.reconcile(JOB, part.group)
+        shared.tombstone(JOB, part.group, NS)
+
+        def die(reached: str, point: str = point) -> None:
+            if reached == f"share:delete:{point}":
+                raise Crash(reached)
+
+        with faults.install(die), pytest.raises(Crash):
+            shared.delete(JOB, [part.group], grace_ns=-DAY_NS)
+        assert shared.list(JOB) == []
+        assert shared.standing(JOB, part.group).state is GroupState.DELETED
+    monkeypatch.setattr(removing, "GRACE_NS", -DAY_NS)
+    shared.reap(JOB, NS)
+    assert all(key[0] == "x" for key in keys_below(shared, remote))
+    monkeypatch.setattr(removing, "TOMBSTONE_NS", -DAY_NS)
+    shared.reap(JOB, NS)
+    assert keys_below(shared, remote) == []
 
 
 def test_a_store_that_ignores_conditions_is_for_one_owner(shared: SharedStore, remote: Remote) -> None:
@@ -352,11 +397,10 @@ def test_a_pack_spares_a_new_machine_the_single_requests(
 ) -> None:
     monkeypatch.setattr(packing, "WORTH", 3)
     one = node()
-    parts = [one.save(f"step-{n}", {}) for n in range(4)]
-    for part in parts[:3]:
-        shared.reconcile(JOB, part.group)
-    shared.reap(JOB, NS)
+    parts = [one.save(f"step-{n}", {}) for n in range(3)]
+    shared.reap(JOB, NS)  # decides them, and packs the decisions
     (pack,) = keys_below(shared, remote, "s")
+    parts.append(one.save("step-3", {}))
     shared.reconcile(JOB, parts[3].group)
     with counted(monkeypatch) as asked:
         assert [one.id for one in shared.list(JOB)] == [part.local for part in parts]
