@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from fuse_ckpt.errors import Corrupt, Withdrawn
 from fuse_ckpt.faults import fault
+from fuse_ckpt.transfer import Found
 
 from . import deciding, documents, keys, listing, sending
 from .registers import Registers
@@ -54,16 +55,23 @@ def standing(registers: Registers, job: str, group: str) -> Standing:
     return listing.partial(registers, job, group)
 
 
-def reconcile(registers: Registers, job: str, group: str) -> Standing:
-    """How the group stands, after deciding what can be decided."""
+def reconcile(registers: Registers, job: str, group: str, rank: int | None) -> Standing:
+    """How the group stands, after deciding what can be decided; by `rank` only where its part came last."""
     found = standing(registers, job, group)
     if found.state is not GroupState.PARTIAL or len(found.present) < found.nodes:
+        return found
+    if rank is not None and rank != _last(registers.ranks(job, group)):
         return found
     fault("share:decide")
     verdict = deciding.decide(registers.parts(job, group, found.present))
     if isinstance(verdict, deciding.Missing):
         return Standing(group, GroupState.PARTIAL, found.nodes, found.present)
     return settle(registers, verdict)
+
+
+def _last(ranks: Mapping[int, Found]) -> int:
+    """Whose part came last; all who see the same parts find the same rank."""
+    return max(ranks, key=lambda rank: (ranks[rank].modified_ns, rank), default=-1)
 
 
 def settle(registers: Registers, verdict: Decision) -> Standing:

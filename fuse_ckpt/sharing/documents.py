@@ -21,13 +21,19 @@ from fuse_ckpt.model import Kind, Metadata
 from fuse_ckpt.transfer import check_inside
 
 from . import keys
-from .values import Decision, Format, Part, PartFile, Tombstone, Verdict
+from .values import Decision, Format, Pack, Part, PartFile, Tombstone, Verdict
 
 VERSION = 1
 LIMIT = 256 << 20  # bytes of a part: about a million files
 SMALL = 32 << 20  # bytes of anything else; a decision of 100,000 nodes has 20 MB
 _EMPTY = blake3(b"").hexdigest()
-_KINDS: dict[type[Struct], str] = {Format: "format", Part: "part", Decision: "decision", Tombstone: "tombstone"}
+_KINDS: dict[type[Struct], str] = {
+    Format: "format",
+    Part: "part",
+    Decision: "decision",
+    Tombstone: "tombstone",
+    Pack: "pack",
+}
 
 T = TypeVar("T", bound=Struct)
 
@@ -50,12 +56,7 @@ def written(value: Struct) -> bytes:
 
 def understood(data: bytes, kind: type[T], what: str) -> T:
     """The value that `written` made an object of. Errors: Corrupt, naming `what`."""
-    first, _, rest = data.partition(b"\n")
-    body = rest.removesuffix(b"\n")
-    try:
-        head = _HEAD.decode(first)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise Corrupt(f"{what} is nothing that fuse-ckpt wrote, or is damaged.") from None
+    head, body = _opened(data, what)
     if head.format != VERSION:
         raise Corrupt(f"{what} is of another format ({head.format}): a newer fuse-ckpt reads it.")
     if head.kind != _KINDS[kind] or head.blake3 != blake3(body).hexdigest():
@@ -71,9 +72,26 @@ def understood(data: bytes, kind: type[T], what: str) -> T:
     return value
 
 
+def is_whole(data: bytes) -> bool:
+    """Whether the object has its own checksum, whatever it says."""
+    try:
+        head, body = _opened(data, "")
+    except Corrupt:
+        return False
+    return head.blake3 == blake3(body).hexdigest()
+
+
 def check_part(part: Part) -> Part:
     """`part`, if it can be read again once it is written. Errors: Corrupt."""
     return understood(written(part), Part, "The part")
+
+
+def _opened(data: bytes, what: str) -> tuple[_Head, bytes]:
+    first, _, rest = data.partition(b"\n")
+    try:
+        return _HEAD.decode(first), rest.removesuffix(b"\n")
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise Corrupt(f"{what} is nothing that fuse-ckpt wrote, or is damaged.") from None
 
 
 def _json(value: Struct) -> bytes:

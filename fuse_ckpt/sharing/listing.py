@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fuse_ckpt.errors import Corrupt
-from fuse_ckpt.transfer import Stop, run
+from fuse_ckpt.transfer import Found, Stop, run
 
-from . import documents, keys
+from . import documents, keys, packing
 from .registers import AT_ONCE, Registers
 from .remembered import Remembered
 from .values import Decision, GroupState, Standing
@@ -15,12 +15,7 @@ from .values import Decision, GroupState, Standing
 
 def decisions(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> dict[str, Decision]:
     """Every decision of the job, by group. One that is damaged is left out, with a sentence in `problems`."""
-    there = registers.groups_below(job, "c")
-    known = memory.load()
-    fresh = _get(registers, job, sorted(there.keys() - known.keys()))
-    held = {group: data for group, data in known.items() if group in there} | fresh
-    if fresh or held.keys() != known.keys():
-        memory.save(held)
+    held = documents_of(registers, job, memory)
     found = {}
     for group in sorted(held):
         try:
@@ -30,10 +25,31 @@ def decisions(registers: Registers, job: str, memory: Remembered, problems: list
     return found
 
 
+def documents_of(registers: Registers, job: str, memory: Remembered) -> dict[str, bytes]:
+    """The objects of all decisions of the job, by group, from where they are had soonest."""
+    there = registers.groups_below(job, "c")
+    known = memory.load()
+    unknown = there.keys() - known.keys()
+    packed = packing.read(registers, job, unknown) if len(unknown) >= packing.WORTH else {}
+    fresh = packed | _get(registers, job, sorted(unknown - packed.keys()))
+    held = {group: data for group, data in known.items() if group in there} | fresh
+    if fresh or held.keys() != known.keys():
+        memory.save({group: data for group, data in held.items() if group in known or documents.is_whole(data)})
+    return held
+
+
 def alive(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> list[Decision]:
     """The decisions about groups that are not deleted: commits in the order of their ids, then the others."""
-    found = decisions(registers, job, memory, problems)
-    buried = registers.groups_below(job, "x") if found else {}
+    found: dict[str, Decision] = {}
+    buried: dict[str, Found] = {}
+
+    def ask(name: str) -> None:
+        if name == "c":
+            found.update(decisions(registers, job, memory, problems))
+        else:
+            buried.update(registers.groups_below(job, name))
+
+    run(2, "cx", ask, Stop())
     return sorted((one for group, one in found.items() if group not in buried), key=_order)
 
 

@@ -16,10 +16,13 @@ from fuse_ckpt.errors import Corrupt
 from fuse_ckpt.faults import fault
 
 from . import keys, listing
-from .deciding import borrowed, named_keys
+from .deciding import aborted, borrowed, named_keys
 from .registers import Registers
 from .remembered import Remembered
+from .values import Tombstone
 
+GRACE_NS = 3600 * 10**9  # from a tombstone to the first byte that goes
+ORPHANED = 7  # times as long as a partial group is waited for
 TOMBSTONE_NS = 30 * 86400 * 10**9  # that a tombstone is kept when all else of its group is gone
 
 
@@ -37,6 +40,32 @@ def delete(registers: Registers, job: str, groups: Sequence[str], grace_ns: int,
         for group in going:
             _take_away(registers, job, group, emptied, named)
     return going
+
+
+def sweep(registers: Registers, job: str, by: str, now_ns: int, older_than_ns: int, memory: Remembered) -> None:
+    """Give back what nobody will come back for: data without a part, aborted groups, deletions that were interrupted.
+
+    All ages are by the object store's clock. Data without a part is left alone seven times as long as anything else:
+    it may be of a group that is still being sent.
+    """
+    groups = _groups_with_data(registers, job)
+    decided, stones = registers.groups_below(job, "c"), registers.groups_below(job, "x")
+    open_ones = set(registers.remote.directories(registers.key(job, "p")))
+    now_there_ns = registers.now_ns()
+    for group in groups - decided.keys() - stones.keys() - open_ones:
+        sent = registers.remote.list(registers.key(job, f"d/{group}")).values()
+        if all(now_there_ns - one.modified_ns >= ORPHANED * older_than_ns for one in sent):
+            verdict = aborted(job, group, "data was sent, and no part came", by, now_ns)
+            registers.claim(job, keys.decision_key(group), verdict)
+    for group, one in listing.decisions(registers, job, memory, []).items():
+        old = group in decided and now_there_ns - decided[group].modified_ns >= older_than_ns
+        if not one.committed and old and group not in stones:
+            registers.bury(Tombstone(job, group, by, now_ns))
+    delete(registers, job, sorted(stones.keys() & (groups | decided.keys() | open_ones)), GRACE_NS, memory)
+
+
+def _groups_with_data(registers: Registers, job: str) -> set[str]:
+    return {name for name in registers.remote.directories(registers.key(job, "d")) if keys.is_group(name)}
 
 
 def forget(registers: Registers, job: str) -> list[str]:

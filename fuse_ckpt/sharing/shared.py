@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-from fuse_ckpt.errors import NotFound, StorageFailed, UnknownCheckpoint, UsageError
+from fuse_ckpt.errors import Corrupt, NotFound, StorageFailed, UnknownCheckpoint, UsageError
 from fuse_ckpt.transfer import PROBE, Found, Place, Probed, Remote
 
-from . import committing, deciding, documents, keys, listing, receiving, removing, sending
+from . import committing, deciding, documents, keys, listing, packing, receiving, removing, sending
 from .registers import Registers
 from .remembered import Remembered
+from .removing import GRACE_NS
 from .sending import Advance, Source, ignore
 from .values import Decision, Format, GroupState, Part, PartFile, Registered, Standing, Tombstone, Union
 
-GRACE_NS = 3600 * 10**9  # from a tombstone to the first byte that goes
 REAP_NS = 24 * 3600 * 10**9  # that a group may stay partial
 
 
@@ -82,6 +83,9 @@ class SharedStore:
     def _memory(self, job: str) -> Remembered:
         return Remembered(self._cache, self.open(write=False).id, job)
 
+    def _pack(self, job: str) -> None:
+        packing.pack(self._registers, job, listing.documents_of(self._registers, job, self._memory(job)))
+
     def _key(self, job: str, file: PartFile) -> str:
         """The whole key of a file's bytes; "" of an empty file."""
         return self._registers.key(job, file.key) if file.key else ""
@@ -125,10 +129,19 @@ class SharedStore:
         self.open()
         return committing.put_part(self._registers, part)
 
-    def reconcile(self, job: str, group: str) -> Standing:
-        """How the group stands; where all parts are there and nobody has decided yet, decide. Adopts what it reads."""
+    def reconcile(self, job: str, group: str, *, rank: int | None = None) -> Standing:
+        """How the group stands; where all parts are there and nobody has decided yet, decide. Adopts what it reads.
+
+        To decide is to read every part. `rank`, for who has just made its part: only the one whose part came last
+        decides, and a thousand nodes that end at once do not read a million parts. Whoever finds the group complete
+        and undecided some seconds later (that node has died) asks again without it.
+        """
         self.open()
-        return committing.reconcile(self._registers, job, keys.check_group(group))
+        standing = committing.reconcile(self._registers, job, keys.check_group(group), rank)
+        if standing.decision is not None and packing.is_turn(group):
+            with contextlib.suppress(StorageFailed, Corrupt):  # others will
+                self._pack(job)
+        return standing
 
     def abort(self, job: str, group: str, reason: str, now_ns: int) -> Standing:
         """Decide that the group never will be a checkpoint, unless it is decided already; how it stands then."""
@@ -220,7 +233,14 @@ class SharedStore:
 
     def reap(self, job: str, now_ns: int, *, older_than_ns: int = REAP_NS) -> Sequence[Standing]:
         """Decide the groups that are complete, abort those that are partial and whose newest part is older than that
-        (by the object store's clock); how those stand now. Forgets what was deleted long ago."""
+        (by the object store's clock); how those stand now.
+
+        To be called now and then, by any node: it also goes on with deletions that were interrupted, takes away what
+        aborted groups hold, and keeps first listings short. A few listings; nothing waits for it.
+        """
         self.open()
+        found = committing.reap(self._registers, job, self._owner, now_ns, older_than_ns)
+        removing.sweep(self._registers, job, self._owner, now_ns, older_than_ns, self._memory(job))
         removing.forget(self._registers, job)
-        return committing.reap(self._registers, job, self._owner, now_ns, older_than_ns)
+        self._pack(job)
+        return found

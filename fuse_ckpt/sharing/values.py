@@ -145,6 +145,12 @@ class Tombstone(Struct, frozen=True, omit_defaults=True):
     at_ns: Count = 0
 
 
+class Pack(Struct, frozen=True):
+    """`s/<hash>.json`: many decisions, by group, each as the text of its own object."""
+
+    decisions: dict[str, str]
+
+
 class GroupState(StrEnum):
     """How a group stands in the object store. Only `REPLICATED` ones are ever offered."""
 

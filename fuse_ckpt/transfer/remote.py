@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,8 @@ READS_AT_ONCE = 4
 LIST_CHUNK = 1000  # objects
 LIST_TRIES = 5
 SOME = 50  # objects
-CREATE_TRIES = 3
+CREATE_TRIES = 5
+CREATE_PAUSE = 0.05  # seconds, doubled with each try: a conflict is with who is at it just now
 CREATED_MAX = 1 << 30  # bytes of what is found where something was to be created
 _CERTAIN = (CredentialsRefused, PermissionRefused, BucketMissing)  # nothing can have landed
 
@@ -136,7 +138,7 @@ class Remote:
     def claim(self, key: str, data: bytes, limit: int = CREATED_MAX) -> bytes:
         """As `create`; what is there now: `data`, or what was there before, which has to be within `limit`."""
         failed = StorageFailed(f"{self._where}: {self._place(key)} is neither made nor found: try again.")
-        for _ in range(CREATE_TRIES):
+        for attempt in range(CREATE_TRIES):
             try:
                 obstore.put(self._client, key, data, mode="create", use_multipart=False)
                 return data
@@ -152,6 +154,7 @@ class Remote:
             there = self.get(key, limit)
             if there is not None:
                 return there
+            time.sleep(CREATE_PAUSE * 2**attempt)
         raise failed
 
     def upload(self, key: str, size: int, chunks: Callable[[int], Iterator[bytes]]) -> None:
@@ -178,6 +181,10 @@ class Remote:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
+        if keys and self.connection.provider in connecting.S3:  # a thousand with a request, and no word of absent ones
+            with self._asked(keys[0]):
+                obstore.delete(self._client, keys)
+            return
         for key in keys:
             with self._asked(key), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._client, key)

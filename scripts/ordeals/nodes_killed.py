@@ -24,7 +24,7 @@ from scripts.ordeals.nodes_rank import NS, Field, seen
 from tests.transfer.proxy import HANG_UP, LOST, Proxy, before
 from tests.transfer.seaweed import BUCKET, NOWHERE, Seaweed, running
 
-FAULTS_MAX = 40  # fault points that a life reaches at most, where it dies at one
+FAULTS_MAX = 20  # fault points that a life reaches at most, where it dies at one
 LIFE_MAX = 1.5  # seconds that a life lasts at most
 STEP = 10  # groups that are added where all are decided, and more kills are wanted
 END_PATIENCE = 240.0  # seconds, for all to be decided when nobody is killed any more
@@ -82,9 +82,8 @@ class Ordeal:
         self._limit = chosen.groups
         self._say_limit()
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["scripts.ordeals.nodes_rank"]
-        )  # else each of them takes a second to begin
+        # Else each of them takes a second to begin.
+        self._context.set_forkserver_preload(["scripts.ordeals.nodes_rank"])
         self._lives: dict[int | None, tuple[ForkServerProcess, float]] = {}
         self._servers_at = sorted(self._chance.randrange(chosen.kills or 1) for _ in range(chosen.servers))
 
@@ -133,7 +132,7 @@ class Ordeal:
         elif process.exitcode != 0:
             raise OrdealError(f"rank {rank} ended with {process.exitcode}: its words are above")
         elif rank is not None and self._killing:
-            if self._limit < max([len(self._done(rank)), 0]) + STEP:
+            if self._limit < len(self._done(rank)) + STEP:
                 self._limit += STEP
                 self._say_limit()
         else:

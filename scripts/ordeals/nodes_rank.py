@@ -27,13 +27,14 @@ JOB = "nodes"
 NAME = "step-{number}"
 NS = 1_700_000_000_000_000_000
 SECOND = 10**9
-PATIENCE = 4.0  # seconds a request is tried for
+PATIENCE = 2.0  # seconds a request is tried for
 FROZEN = 20_000  # bytes that a rank has in each of its checkpoints, and sends once
 LARGE = 18 << 20  # bytes, which go in parts
 LARGE_EVERY = 25  # groups
 ABSENT_EVERY = 12  # groups, of each of which one rank never comes
-GRACE_NS = 6 * SECOND  # far above what making a part takes here
-REAPED_NS = 8 * SECOND
+DUEL_EVERY = 3  # groups, of each of which some ranks say that it is none when all of it is there
+GRACE_NS = 8 * SECOND  # above what making a part can take here: three tries
+REAPED_NS = 5 * SECOND
 PAUSE = 0.05  # seconds
 
 
@@ -144,11 +145,23 @@ class _Rank:
         if number not in self._put and self._field.absent(number) != self._rank:
             self._save(number)
             self._put.add(number)
-        standing = self._store.reconcile(JOB, self._field.group(number))
+        standing = self._stands(number)
         if standing.state in (GroupState.ABSENT, GroupState.PARTIAL):
             return False
         note(self._ledger, number, standing)
         return True
+
+    def _stands(self, number: int) -> Standing:
+        """How the group stands when this rank has had its say."""
+        group = self._field.group(number)
+        if number % DUEL_EVERY or self._field.absent(number) is not None:
+            return self._store.reconcile(JOB, group, rank=self._rank if self._chance.random() < 0.5 else None)
+        standing = self._store.standing(JOB, group)
+        if len(standing.present) < self._field.nodes:
+            return standing
+        if self._chance.random() < 0.5:
+            return self._store.reconcile(JOB, group)
+        return self._store.abort(JOB, group, f"rank {self._rank} does not want it", NS)
 
     def _save(self, number: int) -> None:
         group = self._field.group(number)
@@ -217,9 +230,11 @@ class _Janitor:
             self._note(standing)
 
     def _bury(self) -> None:
+        """Those that lend their data to others are the ones that matter."""
         found = self._store.list(JOB)
         if len(found) > 5 and self._chance.random() < 0.5:
-            self._store.tombstone(JOB, self._chance.choice(found).group, NS)
+            lenders = [group for one in found for group in one.borrowed if group in {each.group for each in found}]
+            self._store.tombstone(JOB, self._chance.choice(lenders or [one.group for one in found]), NS)
 
     def _delete(self) -> None:
         alive = {one.group for one in self._store.list(JOB, aborted=True)}

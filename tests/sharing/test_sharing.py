@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
+from fuse_ckpt import faults
 from fuse_ckpt.errors import Corrupt, CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError, Withdrawn
 from fuse_ckpt.model import Entry, Kind, Metadata
-from fuse_ckpt.sharing import GroupState, PartFile, SharedStore, state_of
-from fuse_ckpt.transfer import Remote
+from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, packing, removing, state_of
+from fuse_ckpt.sharing.documents import written
+from fuse_ckpt.transfer import Remote, Stop, run
+from tests.dying import Crash
 from tests.sharing.conftest import JOB, NS, MakeNode, bytes_of, established, keys_below, probed
 
 DAY_NS = 86_400 * 10**9
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The keys of the small objects that are asked for in the block."""
+    asked: list[str] = []
+    real = Remote.get
+
+    def get(self: Remote, key: str, limit: int) -> bytes | None:
+        asked.append(key)
+        return real(self, key, limit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "get", get)
+        yield asked
 
 
 def test_a_checkpoint_of_one_node_is_a_group_of_one_part(node: MakeNode, shared: SharedStore, tmp_path: Path) -> None:
@@ -146,6 +168,39 @@ def test_an_abort_and_a_commit_exclude_each_other(node: MakeNode, shared: Shared
     assert shared.abort(JOB, one.group("b"), "too late", NS).state is GroupState.REPLICATED
 
 
+def test_of_ranks_that_end_at_once_the_last_one_decides(node: MakeNode, shared: SharedStore) -> None:
+    for rank in range(3):
+        group = node(rank, 3).save("a", {f"{rank}": b"1"}).group
+    for rank in (0, 1):
+        assert state_of(shared.reconcile(JOB, group, rank=rank)) == "partial 3/3"
+    assert shared.reconcile(JOB, group, rank=2).state is GroupState.REPLICATED
+    node(1, 2).save("b", {"1": b"1"})
+    group = node(0, 2).save("b", {"0": b"1"}).group
+    shared.reconcile(JOB, group, rank=0)
+    assert shared.reconcile(JOB, group).state is GroupState.REPLICATED  # whose part came last may have died
+
+
+def test_of_many_who_decide_at_once_one_wins_and_all_adopt_it(node: MakeNode, shared: SharedStore) -> None:
+    for number in range(6):
+        for rank in range(2):
+            group = node(rank, 2).save(f"step-{number}", {f"{rank}": b"1"}).group
+        seen: list[Decision | None] = []
+        all_there = Barrier(8)
+
+        def decide(who: int, group: str = group, all_there: Barrier = all_there, seen: list[Any] = seen) -> None:
+            all_there.wait(10)
+            if who % 2:
+                seen.append(shared.reconcile(JOB, group).decision)
+            else:
+                seen.append(shared.abort(JOB, group, f"{who} says so", NS).decision)
+
+        run(8, range(8), decide, Stop())
+        assert len(seen) == 8
+        assert len({written(one) for one in seen if one is not None}) == 1
+        assert None not in seen
+        assert shared.standing(JOB, group).decision == seen[0]
+
+
 def test_what_stays_partial_is_reaped_and_what_is_complete_is_decided(node: MakeNode, shared: SharedStore) -> None:
     one, two = node(0, 2), node(1, 2)
     lonely = one.save("lonely", {"x": b"1"})
@@ -157,7 +212,7 @@ def test_what_stays_partial_is_reaped_and_what_is_complete_is_decided(node: Make
     assert reaped.decision is not None
     assert (reaped.group, reaped.decision.reason) == (lonely.group, "it stayed partial 1/2 (missing rank 1)")
     two.save("lonely", {"y": b"1"})
-    assert shared.reconcile(JOB, lonely.group).state is GroupState.ABORTED
+    assert shared.reconcile(JOB, lonely.group).state is GroupState.DELETED  # aborted groups are, when they are old
 
 
 def test_ranks_that_contradict_each_other_abort(node: MakeNode, shared: SharedStore) -> None:
@@ -226,6 +281,49 @@ def test_data_that_an_undecided_part_names_stays(node: MakeNode, shared: SharedS
     assert first.files[0].key in keys_below(shared, remote)
 
 
+def test_what_nobody_comes_back_for_is_given_back(node: MakeNode, shared: SharedStore, remote: Remote) -> None:
+    one = node()
+    orphan = one.group("orphan")
+    one.send(orphan, {"x": b"1"})
+    lonely = node(0, 2).save("lonely", {"x": b"2"})
+    kept = one.save("kept", {"x": b"3"})
+    shared.reap(JOB, NS)
+    assert any(key.startswith(f"d/{orphan}") for key in keys_below(shared, remote))
+    for _ in range(3):  # aborted, then buried, then taken away
+        shared.reap(JOB, NS, older_than_ns=-DAY_NS)
+    assert shared.standing(JOB, orphan).state is shared.standing(JOB, lonely.group).state is GroupState.DELETED
+    assert any(key.startswith(f"d/{orphan}") for key in keys_below(shared, remote))  # within the grace
+    assert shared.delete(JOB, [orphan, lonely.group], grace_ns=-DAY_NS) == [orphan, lonely.group]
+    assert {key.split("/")[1].removesuffix(".json") for key in keys_below(shared, remote) if key[0] != "x"} == {
+        kept.group
+    }
+
+
+def test_a_deletion_that_was_interrupted_is_gone_on_with(
+    node: MakeNode, shared: SharedStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = node()
+    for point in ("decision", "data", "parts"):
+        part = one.save(point, {"x": b"1"})
+        shared.reconcile(JOB, part.group)
+        shared.tombstone(JOB, part.group, NS)
+
+        def die(reached: str, point: str = point) -> None:
+            if reached == f"share:delete:{point}":
+                raise Crash(reached)
+
+        with faults.install(die), pytest.raises(Crash):
+            shared.delete(JOB, [part.group], grace_ns=-DAY_NS)
+        assert shared.list(JOB) == []
+        assert shared.standing(JOB, part.group).state is GroupState.DELETED
+    monkeypatch.setattr(removing, "GRACE_NS", -DAY_NS)
+    shared.reap(JOB, NS)
+    assert all(key[0] == "x" for key in keys_below(shared, remote))
+    monkeypatch.setattr(removing, "TOMBSTONE_NS", -DAY_NS)
+    shared.reap(JOB, NS)
+    assert keys_below(shared, remote) == []
+
+
 def test_a_store_that_ignores_conditions_is_for_one_owner(shared: SharedStore, remote: Remote) -> None:
     place = type(shared.place)(shared.place.bucket, shared.place.prefix + "-exclusive")
     mine, other = SharedStore(remote, place, owner="me"), SharedStore(remote, place, owner="you")
@@ -277,18 +375,10 @@ def test_a_listing_asks_for_each_decision_once(
     parts = [one.save(f"step-{n}", {"x": b"1"}) for n in range(5)]
     for part in parts:
         shared.reconcile(JOB, part.group)
-    asked: list[str] = []
-    real = Remote.get
-
-    def get(self: Remote, key: str, limit: int) -> bytes | None:
-        asked.append(key)
-        return real(self, key, limit)
-
-    monkeypatch.setattr(Remote, "get", get)
 
     def listed() -> tuple[list[str], int]:
-        asked.clear()
-        found = SharedStore(remote, shared.place, cache=tmp_path / "cache").list(JOB)
+        with counted(monkeypatch) as asked:
+            found = SharedStore(remote, shared.place, cache=tmp_path / "cache").list(JOB)
         return [one.id for one in found], sum("/c/" in key for key in asked)
 
     ids = [part.local for part in parts]
@@ -300,6 +390,29 @@ def test_a_listing_asks_for_each_decision_once(
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(b"damaged")
     assert listed() == (ids[1:], 4)
+
+
+def test_a_pack_spares_a_new_machine_the_single_requests(
+    node: MakeNode, shared: SharedStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 3)
+    one = node()
+    parts = [one.save(f"step-{n}", {}) for n in range(3)]
+    shared.reap(JOB, NS)  # decides them, and packs the decisions
+    (pack,) = keys_below(shared, remote, "s")
+    parts.append(one.save("step-3", {}))
+    shared.reconcile(JOB, parts[3].group)
+    with counted(monkeypatch) as asked:
+        assert [one.id for one in shared.list(JOB)] == [part.local for part in parts]
+    assert [key.rpartition("/")[2] for key in asked if "/c/" in key] == [f"{parts[3].group}.json"]
+    remote.put(shared.place.key(f"j/{JOB}/{pack}"), b"damaged")
+    assert [one.id for one in shared.list(JOB)] == [part.local for part in parts]
+    shared.reap(JOB, NS)
+    for part in parts:
+        shared.tombstone(JOB, part.group, NS)
+    shared.delete(JOB, [part.group for part in parts], grace_ns=-DAY_NS)
+    shared.reap(JOB, NS)
+    assert keys_below(shared, remote, "s") == [pack]  # it cannot be read, and is left alone
 
 
 def test_names_of_any_bytes_come_back(node: MakeNode, shared: SharedStore, remote: Remote, tmp_path: Path) -> None:
