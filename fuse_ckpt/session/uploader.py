@@ -40,7 +40,7 @@ REMOVE = 3900.0  # seconds; the object store keeps what is deleted for an hour
 REFRESH = 600.0  # seconds between two looks for what other machines have put there; it costs a LIST for each job
 REAP = 3600.0  # seconds between two looks for groups whose other parts never came
 NICENESS = 10
-GRACE = 3.0  # seconds to end by itself
+GRACE = 0.5  # seconds to end by itself
 
 
 class UploadOptions(Struct, frozen=True):
