@@ -132,12 +132,8 @@ def run(
     /,
     job: str,
     reference: str | None,
-    if_any: bool,
-    force: bool,
-    restart: bool,
     variables: dict[str, str],
     no_drain: bool,
-    prefetch: bool,
     **chosen: Any,
 ) -> int:
     """Run COMMAND and keep every checkpoint that it saves.
@@ -145,7 +141,8 @@ def run(
     COMMAND finds its output directory in FLEXAI_OUTPUT_CHECKPOINT_DIR and, with -C, the checkpoint's files in
     FLEXAI_INPUT_CHECKPOINT_DIR, read-only. Flags of FlexAI's platform (--dataset, --accels, …) mean nothing here.
     """
-    if reference is None and (if_any or force):
+    asked = {name: chosen.pop(name) for name in ("if_any", "force", "restart", "prefetch")}
+    if reference is None and (asked["if_any"] or asked["force"]):
         raise click.UsageError("--if-any and --force say more about -C: give a checkpoint with -C REF.", ctx)
     settings = ctx.ensure_object(Settings)
     environment = {**settings.environment, **variables}
@@ -162,13 +159,10 @@ def run(
             options,
             ctx.meta[_COMMAND_KEY],
             checkpoint=reference,
-            if_any=if_any,
-            force=force,
-            restart=restart,
             environment=environment,
             report=_say,
             drain=not no_drain,
-            prefetch=prefetch,
+            **asked,
         )
     _sum_up(settings, options, finished)
     return finished.exit_code

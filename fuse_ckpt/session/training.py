@@ -61,24 +61,22 @@ def run_training(
 
     `environment` is the command's; the two variables are set in it, and where they are set already, that is where the
     job is mounted and the input bound. Raises FuseCkptError before the command has begun, never after; for a command
-    that is not there, before anything is made. `drain`: wait at the end until everything is copied to where the job
-    replicates to. `prefetch`: have all of the input here before the command begins, not each file when it is opened.
+    that is not there, before anything is made. `drain`: wait at the end until all is copied to where the job replicates
+    to. `prefetch`: have all of the input here before the command begins.
     """
     job = options.job or ""
     with Sources.here() as sources, Store.open(options.store) as store:
         replicating.check(store, options)
         parent = _input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
-        if parent is not None and not force and store.is_part(parent.id):
-            raise NotStarted(f"Checkpoint {parent.id} lacks the parts of other nodes: storage sync looks for them.")
+        _refuse_part(store, parent, force)
         if parent is not None and parent.state is State.FAILED:
             report(f"resuming from {parent.id}, which is failed: {parent.failure}")
         program = _find(command[0], environment)
-        if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
-            raise JobExists(job)
+        _refuse_again(store, job, restart)
         daemon.prepare(store, options)
         replication = options.replication(store.ensure_job(job, time.time_ns()).replication)
-        began = (time.time_ns(), options.node, parent.id if parent else None, sources.provenance(program))
-        run = store.begin_run(job, command, *began, replication)
+        came_from = (parent.id if parent else None, sources.provenance(program), replication)
+        run = store.begin_run(job, command, time.time_ns(), options.node, *came_from)
         options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
         try:
             mounted = daemon.start(store, options)
@@ -103,6 +101,18 @@ def _input(reference: str | None, if_any: bool, force: bool, find: Callable[[str
             f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same."
         )
     return found
+
+
+def _refuse_again(store: Store, job: str, restart: bool) -> None:
+    """Errors: JobExists."""
+    if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
+        raise JobExists(job)
+
+
+def _refuse_part(store: Store, found: Checkpoint | None, force: bool) -> None:
+    """Errors: NotStarted."""
+    if found is not None and not force and store.is_part(found.id):
+        raise NotStarted(f"Checkpoint {found.id} lacks the parts of other nodes: storage sync looks for them.")
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:

@@ -104,6 +104,11 @@ class Listings(BlobRecords):
         """All ids in order, also of deleted checkpoints; without reading a record."""
         return (id_of(key) for key, _ in self._from(Table.CHECKPOINTS, b""))
 
+    def has_id(self, checkpoint: str) -> bool:
+        """Whether a checkpoint of that very id is recorded, deleted or not."""
+        key = id_key(checkpoint)
+        return key is not None and self._transaction.get(key, db=self._tables[Table.CHECKPOINTS]) is not None
+
     def id_keys(self) -> set[bytes]:
         """The 16 bytes of every id, also of deleted checkpoints, from the table of the smallest rows."""
         return {key[-16:] for key in self._keys(Table.BY_JOB, b"")}
