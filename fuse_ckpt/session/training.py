@@ -68,14 +68,12 @@ def run_training(
     with Sources.here() as sources, Store.open(options.store) as store:
         replicating.check(store, options)
         parent = _input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
-        _refuse_part(store, parent, force)
-        if parent is not None and parent.state is State.FAILED:
-            report(f"resuming from {parent.id}, which is failed: {parent.failure}")
+        _accept(store, parent, force, report)
         program = _find(command[0], environment)
         _refuse_again(store, job, restart)
         daemon.prepare(store, options)
-        replication = options.replication(store.ensure_job(job, time.time_ns()).replication)
-        came_from = (parent.id if parent else None, sources.provenance(program), replication)
+        known = store.ensure_job(job, time.time_ns())
+        came_from = (parent.id if parent else None, sources.provenance(program), options.replication(known.replication))
         run = store.begin_run(job, command, time.time_ns(), options.node, *came_from)
         options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
         try:
@@ -109,10 +107,12 @@ def _refuse_again(store: Store, job: str, restart: bool) -> None:
         raise JobExists(job)
 
 
-def _refuse_part(store: Store, found: Checkpoint | None, force: bool) -> None:
-    """Errors: NotStarted."""
+def _accept(store: Store, found: Checkpoint | None, force: bool, report: Report) -> None:
+    """Refuse to resume from a part; say that a checkpoint is a failed one. Errors: NotStarted."""
     if found is not None and not force and store.is_part(found.id):
         raise NotStarted(f"Checkpoint {found.id} lacks the parts of other nodes: storage sync looks for them.")
+    if found is not None and found.state is State.FAILED:
+        report(f"resuming from {found.id}, which is failed: {found.failure}")
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:
