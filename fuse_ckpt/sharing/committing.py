@@ -99,8 +99,14 @@ def _reaped(registers: Registers, job: str, found: Standing, by: str, now_ns: in
     ranks = registers.ranks(job, found.group)
     newest_ns = max((one.modified_ns for one in ranks.values()), default=latest_ns + 1)
     # A listing may be older than a part: what it lacks is asked for by name before anything is given up.
-    parts = registers.parts(job, found.group, range(found.nodes) if newest_ns <= latest_ns else ranks)
-    verdict = deciding.decide(parts)
+    wanted = range(found.nodes) if newest_ns <= latest_ns and found.nodes else ranks
+    try:
+        parts = registers.parts(job, found.group, wanted)
+        verdict = deciding.decide(parts)
+    except Corrupt as error:
+        if newest_ns > latest_ns:
+            return None
+        return settle(registers, deciding.aborted(job, found.group, str(error), by, now_ns))
     if isinstance(verdict, deciding.Missing):
         if newest_ns > latest_ns or not parts:
             return None

@@ -67,7 +67,10 @@ def partial(registers: Registers, job: str, group: str) -> Standing:
     ranks = registers.ranks(job, group)
     if not ranks:
         return Standing(group, GroupState.ABSENT)
-    first = registers.part(job, group, next(iter(ranks)))
+    try:
+        first = registers.part(job, group, next(iter(ranks)))
+    except Corrupt:
+        first = None
     return Standing(group, GroupState.PARTIAL, first[0].nodes if first else 0, tuple(ranks))
 
 

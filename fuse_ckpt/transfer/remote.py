@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError,
 
 from fuse_ckpt.errors import BucketMissing, CredentialsRefused, FuseCkptError, PermissionRefused, StorageFailed
 from fuse_ckpt.model import Connection
-from fuse_ckpt.transfer import connecting, lanes, places, selection, tree
+from fuse_ckpt.transfer import connecting, lanes, once, places, selection, tree
 from fuse_ckpt.transfer.complaints import complaint, translated
 
 PART = 8 << 20  # bytes of a part of an upload, and of a ranged read
@@ -140,8 +140,8 @@ class Remote:
         failed = StorageFailed(f"{self._where}: {self._place(key)} is neither made nor found: try again.")
         for attempt in range(CREATE_TRIES):
             try:
-                obstore.put(self._client, key, data, mode="create", use_multipart=False)
-                return data
+                if self._create_once(key, data):
+                    return data
             except (NotSupportedError, NotImplementedError):
                 self.put(key, data)
                 return data
@@ -156,6 +156,13 @@ class Remote:
                 return there
             time.sleep(CREATE_PAUSE * 2**attempt)
         raise failed
+
+    def _create_once(self, key: str, data: bytes) -> bool:
+        """False, or an error, where it was there. obstore makes a file without seeing that it is on the disk."""
+        if self._root is not None:
+            return once.create(self._root / key, data)
+        obstore.put(self._client, key, data, mode="create", use_multipart=False)
+        return True
 
     def upload(self, key: str, size: int, chunks: Callable[[int], Iterator[bytes]]) -> None:
         """An object of `size` bytes, whole or not at all. `chunks(n)` gives its bytes, n at a time, and may raise: then

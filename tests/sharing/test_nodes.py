@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "options",
     [
-        ["--kills", "30", "--groups", "16", "--network"],
-        ["--kills", "25", "--groups", "12", "--nodes", "3", "--provider", "file"],
+        ["--kills", "20", "--groups", "12", "--network"],
+        ["--kills", "20", "--groups", "12", "--nodes", "3", "--provider", "file"],
     ],
     ids=["s3", "file"],
 )

@@ -14,7 +14,7 @@ import pytest
 from fuse_ckpt import faults
 from fuse_ckpt.errors import Corrupt, CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError, Withdrawn
 from fuse_ckpt.model import Entry, Kind, Metadata
-from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, packing, removing, state_of
+from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, group_of, packing, removing, state_of
 from fuse_ckpt.sharing.documents import written
 from fuse_ckpt.transfer import Remote, Stop, run
 from tests.dying import Crash
@@ -366,6 +366,26 @@ def test_a_damaged_decision_hides_itself_alone(node: MakeNode, shared: SharedSto
     assert "nothing that fuse-ckpt wrote" in shared.problems[0]
     with pytest.raises(Corrupt):
         shared.reconcile(JOB, bad.group)
+
+
+def test_a_damaged_part_aborts_its_group_in_the_end(node: MakeNode, shared: SharedStore, remote: Remote) -> None:
+    part = node(0, 2).save("a", {"x": b"1"})
+    remote.put(shared.place.key(f"j/{JOB}/p/{part.group}/00000.json"), b"garbage")
+    assert shared.reap(JOB, NS) == []
+    (reaped,) = shared.reap(JOB, NS, older_than_ns=-DAY_NS)
+    assert reaped.decision is not None
+    assert "is nothing that fuse-ckpt wrote, or is damaged" in reaped.decision.reason
+
+
+@pytest.mark.parametrize("job", ["a b", "100%", "%41", "na\u00efve=1", "\u8a13\u7df4", "a\\b", "x#1", "what?", "*"])
+def test_jobs_of_any_name_are_found_again(shared: SharedStore, tmp_path: Path, job: str) -> None:
+    group = group_of(job, "0", "a", 1)
+    (tmp_path / "source").write_bytes(b"1")
+    digest = "d63bd9a826af91c1fea371965a64e11ee20f13e46b5f52c59901136605b3a487"
+    shared.put_data(job, group, 0, tmp_path / "source", 1, digest)
+    shared.abort(job, group, "only to be seen", NS)
+    assert shared.jobs() == [job]
+    assert [one.group for one in shared.list(job, aborted=True)] == [group]
 
 
 def test_a_listing_asks_for_each_decision_once(
