@@ -92,7 +92,7 @@ class Sender:
         fault("replicate:note")
         self._store.note_sent(self._storage, head.job, {file.digest: file.key for file in found.part.files if file.key})
         self._note(head, lambda now: replace(now, group=group, sent=now.size, reason=None))
-        return self._settle(head, self._shared.reconcile(head.job, group))
+        return self._settle(head, self._shared.reconcile(head.job, group, rank=replica.rank))
 
     def _put_all(self, head: Checkpoint, group: str, rank: int, manifest: Manifest) -> dict[str, str]:
         """Have every file's bytes there; digest → key."""

@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between two looks at the index's generation
 RETRY = (1.0, 300.0)  # seconds after the first failure, and at most
+FIRST = 4.0  # seconds until the first look: the node whose part came last decides by itself
 LOOK = (1.0, 60.0)  # seconds between two looks at a group that is not decided, first and at most
 REMOVE = 3900.0  # seconds; the object store keeps what is deleted for an hour
 REFRESH = 600.0  # seconds between two looks for what other machines have put there; it costs a LIST for each job
@@ -128,7 +129,8 @@ class _Line:
             return True
         now = time.monotonic()
         for checkpoint, replica in outbox.items():
-            when, pause = self._looks.get(checkpoint, (0.0, LOOK[0]))
+            soon = 0.0 if replica.stage is Stage.REMOVING else now + FIRST * random.uniform(0.5, 1.0)
+            when, pause = self._looks.setdefault(checkpoint, (soon, LOOK[0]))
             if when <= now:
                 self._looks[checkpoint] = (now + pause, min(LOOK[1], 2 * pause))
                 self._look(checkpoint, replica)

@@ -55,6 +55,7 @@ def probe(remote: Remote, place: Place) -> Probed:
         if not removed:
             with contextlib.suppress(StorageFailed):
                 remote.delete(keys)
+        remote.drop_directory(top.prefix)
     return Probed(place, reads_back, second, winners, removed)
 
 

@@ -196,6 +196,12 @@ class Remote:
             with self._asked(key), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._client, key)
 
+    def drop_directory(self, prefix: str) -> None:
+        """Remove what an empty prefix leaves in a directory, where it has a name of its own. Best effort."""
+        if self._root is not None:
+            with contextlib.suppress(OSError):
+                (self._root / prefix).rmdir()
+
     def settle(self, prefix: str, keys: Sequence[str]) -> None:
         """Have what was put below `prefix` be on the disk: a directory does not see to it by itself, a store does."""
         if self._root is None:
