@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import Busy, CheckpointLeased, NotFound, UnknownCheckpoint, UsageError
-from fuse_ckpt.model import Connection, Replica, Stage
+from fuse_ckpt.model import Connection, Manifest, Replica, Stage
 from fuse_ckpt.session.elsewhere import Attached
 from fuse_ckpt.session.shared import head_of, manifest_of, place_at, shared_store
 from fuse_ckpt.sharing import Decision, GroupState, SharedStore
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Remote, probe
+
+EAGER_NODES = 32  # of more of them no node reads all the others' parts before somebody asks: that would be their square
 
 
 def attach(
@@ -111,9 +113,11 @@ def _forget_deleted(store: Store, storage: str, shared: SharedStore, job: str, t
 def join(store: Store, storage: str, shared: SharedStore, local: str, decision: Decision) -> bool:
     """What this node has written of a checkpoint of many nodes is all of it from now on; False where it is in use, or
     deleted."""
-    union = shared.read(decision.job, decision.group)
+    whole = Manifest(head_of(decision, storage), ())
+    if decision.nodes <= EAGER_NODES:
+        whole = manifest_of(shared.read(decision.job, decision.group), storage)
     try:
-        store.merge(local, manifest_of(union, storage), replica_of(decision, storage))
+        store.merge(local, whole, replica_of(decision, storage))
     except (CheckpointLeased, UnknownCheckpoint):
         return False
     return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from fuse_ckpt.errors import UsageError
 from fuse_ckpt.model import Checkpoint, Connection, Manifest, Provider, State
 from fuse_ckpt.sharing import Decision, SharedStore, Union
@@ -49,7 +51,7 @@ def head_of(decision: Decision, storage: str) -> Checkpoint:
 def manifest_of(union: Union, storage: str) -> Manifest:
     """A committed checkpoint with all that its nodes have written."""
     return Manifest(
-        head_of(union.decision, storage),
+        replace(head_of(union.decision, storage), described=True),
         tuple(file.entry for file in union.files),
         tuple(file.entry for file in union.companions),
     )

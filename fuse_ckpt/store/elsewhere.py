@@ -155,6 +155,8 @@ class Elsewhere(Lifecycle):
     def merge(self, local: str, whole: Manifest, replica: Replica) -> Checkpoint:
         """This node's part `local` of a checkpoint of many nodes is the `whole` one from now on, under its id.
 
+        Where `whole` is not `described`, what it is made of is told by `learn`, and until then it has the part's files.
+
         What people have said of it goes along. Errors: UnknownCheckpoint, CheckpointLeased (by whoever reads the part:
         try again later), Corrupt.
         """
@@ -260,9 +262,9 @@ def _merge(local: str, whole: Manifest, replica: Replica, records: Records) -> M
     said = before.checkpoint
     head = replace(
         whole.checkpoint, ordinal=said.ordinal, committed_ns=said.committed_ns, draft=said.draft, tags=said.tags,
-        pinned=said.pinned, settled=True, run=said.run, parent=said.parent, described=True,
+        pinned=said.pinned, settled=True, run=said.run, parent=said.parent,
     )  # fmt: skip
-    merged = replace(whole, checkpoint=head)
+    merged = replace(whole, checkpoint=head) if head.described else replace(before, checkpoint=head)
     records.merge(before, merged)
     records.put_replica(head.id, replica)
     records.put_replica(local, replace(replica, became=head.id))

@@ -132,7 +132,7 @@ def part(store: Store, save: Save) -> Checkpoint:
 
 
 def whole(part: Checkpoint) -> Manifest:
-    return made_of(replace(head(7, part.name), job="job", shape=part.shape))
+    return made_of(replace(head(7, part.name), job="job", shape=part.shape, described=True))
 
 
 def test_a_part_becomes_the_whole_and_its_id_still_leads_there(store: Store, part: Checkpoint) -> None:
@@ -147,6 +147,16 @@ def test_a_part_becomes_the_whole_and_its_id_still_leads_there(store: Store, par
     assert [path.stem for path in store.layout.manifests.iterdir()] == [merged.id]
     store.recover()
     assert store.absent(merged.id).keys() == {blake3(b"bbb").hexdigest()}, "our own bytes are here as before"
+
+
+def test_a_part_becomes_a_whole_of_which_no_more_is_known_yet(store: Store, part: Checkpoint, tmp_path: Path) -> None:
+    merged = store.merge(part.id, Manifest(replace(whole(part).checkpoint, described=False), ()), THERE)
+    assert not store.is_learned(merged.id)
+    store.recover()
+    store.learn(whole(part))
+    assert list(store.absent(merged.id).values()) == [3]
+    deliver(store, tmp_path, b"bbb", 7)
+    assert store.arrived(merged.id).remote is None
 
 
 def test_a_part_that_is_read_becomes_the_whole_later(store: Store, part: Checkpoint) -> None:
