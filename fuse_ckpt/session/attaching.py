@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import Busy, CheckpointLeased, NotFound, UnknownCheckpoint, UsageError
-from fuse_ckpt.model import Connection, Manifest, Replica, Stage
+from fuse_ckpt.errors import Busy, CheckpointLeased, Corrupt, NotFound, UnknownCheckpoint, UsageError
+from fuse_ckpt.model import Checkpoint, Connection, Manifest, Replica, Stage
 from fuse_ckpt.session.elsewhere import Attached
 from fuse_ckpt.session.shared import head_of, manifest_of, place_at, shared_store
 from fuse_ckpt.sharing import Decision, GroupState, SharedStore
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Remote, probe
+
+_log = logging.getLogger(__name__)
 
 EAGER_NODES = 32  # of more of them no node reads all the others' parts before somebody asks: that would be their square
 
@@ -92,14 +95,31 @@ def _refresh_job(store: Store, storage: str, shared: SharedStore, job: str) -> i
     for decision in fresh:
         if decision.id in removing:
             continue
-        local = next((part.local for part in decision.parts if part.local in known), None)
+        local = next((part.local for part in decision.parts if _is_part(store, part.local, decision)), None)
         if local is None:
             alone.append((head_of(decision, storage), replica_of(decision, storage)))
         else:
             joined.append((local, decision))
     for local, decision in joined:
         join(store, storage, shared, local, decision)
-    return len(store.add_remote(alone)) + len(joined)
+    return len(_add(store, storage, alone)) + len(joined)
+
+
+def _is_part(store: Store, checkpoint: str, decision: Decision) -> bool:
+    """Whether a checkpoint of this store is the part that a decision names: by our own word, not by what lies there."""
+    replica = store.replica(checkpoint)
+    return replica is not None and replica.group == decision.group and replica.nodes == decision.nodes
+
+
+def _add(store: Store, storage: str, found: Sequence[tuple[Checkpoint, Replica]]) -> list[Checkpoint]:
+    """List them; one that cannot be a checkpoint keeps no other from being listed."""
+    try:
+        return store.add_remote(found)
+    except Corrupt as error:
+        if len(found) == 1:
+            _log.warning("%s: %s", storage, error)
+            return []
+        return [one for each in found for one in _add(store, storage, [each])]
 
 
 def _forget_deleted(store: Store, storage: str, shared: SharedStore, job: str, there: set[str]) -> None:

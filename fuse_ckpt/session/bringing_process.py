@@ -40,7 +40,7 @@ def main() -> None:
     options = msgspec.json.decode(line, type=BringOptions, dec_hook=lambda kind, value: kind(value))
     try:
         with Store.open(options.store, create=False) as store:
-            _refresh(store)
+            _refresh(store, options.reference)
             found = store.resolve(options.reference)
             if found.remote is not None:
                 _say({"fetching": found.id, "from": found.remote} if options.whole else {})
@@ -51,15 +51,37 @@ def main() -> None:
         _say({"error": str(error), "kind": type(error).__name__})
 
 
-def _refresh(store: Store) -> None:
-    """List what is new in each object store; one that does not answer is no reason to give up."""
+def _refresh(store: Store, reference: str) -> None:
+    """List what is new in each object store, as far as it may be meant; one that does not answer is no reason to give
+    up."""
+    jobs = _jobs(reference)
+    if not jobs and _is_known(store, reference):
+        return
     for known in store.connections():
         if known.attached is None:
             continue
         try:
-            attaching.refresh(store, known, shared_store(store, known, dict(os.environ), PATIENCE))
+            shared = shared_store(store, known, dict(os.environ), PATIENCE)
+            attaching.refresh(store, known, shared, jobs or None)
         except FuseCkptError as error:
             _say({"said": f"what is new in {known.name} is not known: {error}"})
+
+
+def _jobs(reference: str) -> list[str]:
+    """The job that JOB:latest, JOB:best, JOB/NAME name; none where it is an id, or a tag."""
+    job, colon, word = reference.rpartition(":")
+    if colon and word in ("latest", "best"):
+        return [job]
+    job, slash, _ = reference.partition("/")
+    return [job] if slash else []
+
+
+def _is_known(store: Store, reference: str) -> bool:
+    try:
+        store.resolve(reference)
+    except FuseCkptError:
+        return False
+    return True
 
 
 class _Progress:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -18,6 +19,7 @@ from fuse_ckpt.session.pace import Left, Pace
 from fuse_ckpt.session.sending import Sender
 from fuse_ckpt.session.shared import shared_store
 from fuse_ckpt.sharing import SharedStore
+from fuse_ckpt.sharing.documents import written
 from fuse_ckpt.store import Store, rebuild
 from tests.store.conftest import commit
 
@@ -223,6 +225,26 @@ def test_a_checkpoint_of_many_nodes(machines: Machines, order: tuple[int, ...]) 
     assert (files, names) == (4, "0,1,2")
     whole = bring(nodes[0], nodes[0].checkpoints()[0], {})
     assert sorted(one.path for one in nodes[0].manifest(whole.id).entries) == ["same", "shard-0", "shard-1", "shard-2"]
+
+
+def test_a_decision_that_names_a_checkpoint_which_is_no_part_of_it_takes_nothing_over(machines: Machines) -> None:
+    nodes = [replicating(machines(), rank, 2) for rank in range(2)]
+    for rank, node in enumerate(nodes):
+        commit(node, "step-1", {f"shard-{rank}": b"x"})
+        sync(node, "lake", {})
+    other = machines()
+    mine = commit(other, "mine", {"weights": b"mine"})
+    (decision,) = shared(nodes[0]).list("job")
+    forged = msgspec.structs.replace(
+        decision, id=decision.id[:-4] + "0000", group="000000000009-00000000000000ff",
+        parts=tuple(msgspec.structs.replace(part, local=mine.id) for part in decision.parts),
+    )  # fmt: skip
+    place = Path(str(other.connection("lake").root)) / "fuse-ckpt/j/job/c" / f"{forged.group}.json"
+    place.write_bytes(written(forged))
+    sync(other, "lake", {})
+    assert {decision.id, forged.id, mine.id} <= {one.id for one in other.checkpoints()}
+    assert other.checkpoint(mine.id).remote is None
+    assert [one.digest for one in other.manifest(mine.id).entries]
 
 
 def test_a_rank_that_was_there_before_with_other_bytes_is_not_overwritten(machines: Machines) -> None:
