@@ -104,6 +104,10 @@ class Listings(BlobRecords):
         """All ids in order, also of deleted checkpoints; without reading a record."""
         return (id_of(key) for key, _ in self._from(Table.CHECKPOINTS, b""))
 
+    def id_keys(self) -> set[bytes]:
+        """The 16 bytes of every id, also of deleted checkpoints, from the table of the smallest rows."""
+        return {key[-16:] for key in self._keys(Table.BY_JOB, b"")}
+
     def ids_like(self, fragment: str) -> list[str]:
         """The ids that begin or end with `fragment` (lower case), also of deleted checkpoints."""
         if "-" in fragment:

@@ -31,33 +31,47 @@ def recover(layout: Layout, index: Index) -> None:
         return
     with gc, locks.exclusive(layout.lock("publish")):
         _empty(layout.tmp, before=float("inf"))
-        known = index.read(lambda records: set(records.ids()))
-        orphans = [path for path in _files(layout.manifests) if path.stem not in known]
+        empty, orphans = index.read(lambda records: (records.newest_id() is None, _orphans(layout.manifests, records)))
         lost = [path for path in orphans if not _was_deleted(path)]  # else collect was cut off
-        if len(lost) > (CRASHES_MAX if known else 1):
+        if len(lost) > (1 if empty else CRASHES_MAX):
             index.problems[f"{len(lost)} manifests have no record in the index: nothing was removed."] = None
             return
         for path in orphans:
             path.unlink(missing_ok=True)
-    for fan_out in list(layout.blobs.iterdir()):  # a few at a time: somebody may be waiting to commit
+    for name in os.listdir(layout.blobs):  # a few at a time: somebody may be waiting to commit
         gc = locks.try_exclusive(layout.lock("gc"))
         if gc is None:
             return
         with gc, locks.exclusive(layout.lock("publish")):
-            _remove_blobs(fan_out, index)
+            _remove_blobs(layout.blobs / name, index)
+    index.renew()
+
+
+def _orphans(manifests: Path, records: Records) -> list[Path]:
+    """The files that no record names. Of 100,000 each is looked at: no path is made of those that stay."""
+    known = records.id_keys()
+    with os.scandir(manifests) as entries:
+        strangers = [entry.name for entry in entries if _id_key(entry.name) not in known]
+    return [manifests / name for name in strangers if records.by_id(name.removesuffix(".json"), deleted=True) is None]
+
+
+def _id_key(name: str) -> bytes | None:
+    """The id in the name of a manifest's file, as bytes."""
+    try:
+        return bytes.fromhex(name.removesuffix(".json").replace("-", ""))
+    except ValueError:
+        return None
 
 
 def _remove_blobs(fan_out: Path, index: Index) -> None:
     """Remove those of one directory that no manifest names."""
-    paths = list(_files(fan_out))
+    names = os.listdir(fan_out)
 
-    def named(records: Records) -> set[str]:
-        return {path.name for path in paths if DIGEST.fullmatch(path.name) and records.has_blob(path.name)}
+    def strangers(records: Records) -> list[str]:
+        return [name for name in names if not (DIGEST.fullmatch(name) and records.has_blob(name))]
 
-    known = index.read(named) if paths else set()
-    for path in paths:
-        if path.name not in known:
-            path.unlink(missing_ok=True)
+    for name in index.read(strangers) if names else ():
+        (fan_out / name).unlink(missing_ok=True)
 
 
 def _was_deleted(path: Path) -> bool:

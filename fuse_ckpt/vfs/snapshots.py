@@ -92,6 +92,7 @@ class Snapshots:
         self._job = job
         self._generation = -1
         self._by_id: dict[str, Checkpoint] = {}
+        self._changed_ns = 0  # when the newest of them was committed
         self._by_name: Tree = Tree((), 0, "")
         self._versions: dict[str, str] = {}  # name@n → id
         self._tree_of = lru_cache(maxsize=64)(self._read_tree)
@@ -102,7 +103,7 @@ class Snapshots:
         self._refresh()
         match path:
             case () | ("by-id",) | ("layout",):
-                return Node(DIRECTORY_MODE, self._changed_ns(), lasting=False)
+                return Node(DIRECTORY_MODE, self._changed_ns, lasting=False)
             case ("latest",):
                 return self._latest()
             case ("by-id", name) if name.endswith(".json"):
@@ -142,13 +143,12 @@ class Snapshots:
             return
         found = self._store.checkpoints(self._job, states=_SHOWN)
         self._by_id = {checkpoint.id: checkpoint for checkpoint in (*self._input(), *found)}
+        self._changed_ns = max((one.committed_ns for one in self._by_id.values()), default=0)
         self._versions = {f"{c.name}@{c.ordinal}": c.id for c in found if c.state is State.AVAILABLE}
         places = (
-            (name, Entry(name, Kind.DIRECTORY, 0o555, self._changed_ns()))
-            for name in self._versions
-            if _is_inside(name)
+            (name, Entry(name, Kind.DIRECTORY, 0o555, self._changed_ns)) for name in self._versions if _is_inside(name)
         )
-        self._by_name = Tree(places, self._changed_ns(), "")
+        self._by_name = Tree(places, self._changed_ns, "")
         self._generation = generation
 
     def _input(self) -> list[Checkpoint]:
@@ -159,9 +159,6 @@ class Snapshots:
 
     def _available(self) -> list[str]:
         return [c.id for c in self._by_id.values() if c.state is State.AVAILABLE]
-
-    def _changed_ns(self) -> int:
-        return max((c.committed_ns for c in self._by_id.values()), default=0)
 
     def _latest(self) -> Node | None:
         latest = self._store.latest(self._job)
