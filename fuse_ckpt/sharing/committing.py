@@ -55,18 +55,19 @@ def standing(registers: Registers, job: str, group: str) -> Standing:
     return listing.partial(registers, job, group)
 
 
-def reconcile(registers: Registers, job: str, group: str, rank: int | None) -> Standing:
-    """How the group stands, after deciding what can be decided; by `rank` only where its part came last."""
+def reconcile(registers: Registers, job: str, group: str, rank: int | None) -> tuple[Standing, bool]:
+    """How the group stands, after deciding what can be decided (by `rank` only where its part came last); and whether
+    there was anything to decide."""
     found = standing(registers, job, group)
     if found.state is not GroupState.PARTIAL or len(found.present) < found.nodes:
-        return found
+        return found, False
     if rank is not None and rank != _last(registers.ranks(job, group)):
-        return found
+        return found, False
     fault("share:decide")
     verdict = deciding.decide(registers.parts(job, group, found.present))
     if isinstance(verdict, deciding.Missing):
-        return Standing(group, GroupState.PARTIAL, found.nodes, found.present)
-    return settle(registers, verdict)
+        return found, False
+    return settle(registers, verdict), True
 
 
 def _last(ranks: Mapping[int, Found]) -> int:

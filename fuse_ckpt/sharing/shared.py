@@ -137,8 +137,8 @@ class SharedStore:
         and undecided some seconds later (that node has died) asks again without it.
         """
         self.open()
-        standing = committing.reconcile(self._registers, job, keys.check_group(group), rank)
-        if standing.decision is not None and packing.is_turn(group):
+        standing, decided = committing.reconcile(self._registers, job, keys.check_group(group), rank)
+        if decided and packing.is_turn(group):
             with contextlib.suppress(StorageFailed, Corrupt):  # others will
                 self._pack(job)
         return standing
