@@ -95,12 +95,16 @@ def _reach(connection: Connection, settings: Settings) -> tuple[Connection, str]
     from msgspec.structs import replace
 
     from fuse_ckpt import transfer
-    from fuse_ckpt.errors import BucketMissing, PermissionRefused
+    from fuse_ckpt.errors import BucketMissing, PermissionRefused, UsageError
 
     patience = min(transfer.PATIENCE, 10.0)
     if connection.bucket is not None or connection.root is not None:
         remote = transfer.Remote(connection, connection.bucket or "", settings.environment, patience)
         remote.reach()
+        try:
+            remote.refuse_ours("", settings.store, "--root")
+        except UsageError:  # what is written there would become a checkpoint; whoever wants to write there is told
+            return connection, "it answers"
         try:
             probed = transfer.probe(remote, transfer.Place(connection.bucket or "", ""))
         except PermissionRefused:

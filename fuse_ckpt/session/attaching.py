@@ -39,6 +39,7 @@ def attach(
     place = place_at(known, path if path is not None else known.attached)
     if known.attached not in (None, str(place)):
         raise UsageError(f"{name} is attached at {known.attached}: storage detach {name} first.")
+    Remote(known, place.bucket, environment, patience).refuse_ours(place.prefix, store.layout.root, "--path")
     now_ns = time.time_ns()
     attached = replace(known, attached=str(place), exclusive=exclusive or known.exclusive)
     shared = shared_store(store, attached, environment, patience)
