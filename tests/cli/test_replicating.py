@@ -136,3 +136,18 @@ def test_other_things_at_that_place_are_left_alone(lake: Any, tmp_path: Path) ->
     refused = lake("storage", "attach", "lake", "--path", "team")
     assert (refused.code, "holds other things" in refused.err) == (2, True)
     assert [path.name for path in (tmp_path / "archive/team").iterdir()] == ["thesis.tex"]
+
+
+def test_gc_lets_go_here_of_what_is_replicated(lake: Any, shelf: Any) -> None:
+    lake("storage", "attach", "lake")
+    shelf.store.ensure_job("digits", 1)
+    shelf.store.replicate("digits", Replication("lake"))
+    first = shelf.put(files={"a": b"a"})
+    lake("storage", "sync", "lake")
+    shelf.put(files={"a": b"b"})
+    (row, _) = json.loads(lake("checkpoint", "gc", "--policy", "keep-last=1", "--dry-run", "--json").out)["checkpoints"]
+    assert (row["id"], row["action"]) == (first.id, "remove")
+    assert row["reason"].endswith("its copy in lake stays")
+    done = lake("checkpoint", "gc", "--policy", "keep-last=1")
+    assert f"Let go here of {first.id} (digits/ckpt.pt)" in done.out
+    assert listed(lake) == ["replicated, not here", "waiting"]
