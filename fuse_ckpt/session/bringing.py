@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
@@ -21,6 +23,8 @@ Advance = Callable[[int], None]
 
 LARGE = 16 << 20  # bytes; a larger file is read in parts, some at once, and so one after another
 SMALL_AT_ONCE = 8  # files
+FETCH = "fetch-"
+KEPT = 7 * 86_400.0  # seconds that a half-made file is left to who fetches it
 ROOM = 64 << 20  # bytes that are to stay free on the disk
 
 
@@ -55,6 +59,7 @@ class Source:
         replica = store.replica(checkpoint.id)
         if checkpoint.remote is None or replica is None or replica.stage is not Stage.REPLICATED:
             raise StorageFailed(f"Checkpoint {checkpoint.id} has no copy in an object store.")
+        _sweep(store)
         self._store = store
         self._checkpoint = checkpoint
         self._shared: SharedStore = shared_store(store, store.connection(checkpoint.remote), environment, patience)
@@ -80,12 +85,14 @@ class Source:
 
     def fetch_one(self, digest: str, advance: Advance) -> None:
         """Have the bytes of one digest here; where another process fetches them, wait for it."""
-        path = self._store.layout.incoming / f"fetch-{digest}"
+        directory = self._store.layout.incoming / f"{FETCH}{digest}"
         with self._store.lock_fetch(digest):
             if self._store.receive(self._checkpoint.id, digest):
                 advance(self._files[digest].size)
                 return
-            self._get(self._files[digest], path, advance)
+            shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
+            directory.mkdir(0o700)
+            self._get(self._files[digest], directory / "bytes", advance)
 
     def _get(self, file: PartFile, path: Path, advance: Advance) -> None:
         try:
@@ -94,7 +101,15 @@ class Source:
             if not self._store.receive(self._checkpoint.id, file.digest, path):
                 raise CorruptBlob(f"{file.path} was fetched and is not here: its checkpoint has changed.")
         finally:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path.parent)
+
+
+def _sweep(store: Store) -> None:
+    """Remove what fetches that were killed have left half-made, and nobody has come back for."""
+    before = time.time() - KEPT
+    for path in [one for one in store.layout.incoming.glob(f"{FETCH}*") if one.lstat().st_mtime < before]:
+        with store.lock_fetch(path.name.removeprefix(FETCH)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _counter(total: int, progress: Progress | None) -> Advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,11 +187,18 @@ def test_fetching_that_was_cut_off_is_gone_on_with(store: Store, machines: Machi
     with install(crash_at("bring:receive")), pytest.raises(Crash):
         bring(other, listed, {})
     assert other.checkpoint(listed.id).remote == "lake"
+    digest = other.manifest(listed.id).entries[0].digest
+    half_made, old = (other.layout.incoming / f"fetch-{one}" for one in (digest, "0" * 64))
+    for path in (half_made, old):
+        path.mkdir()
+        (path / ".x.partial").write_bytes(b"half")
+    os.utime(old, (1, 1))
     other.recover()
     told: list[tuple[int, int]] = []
     bring(other, listed, {}, progress=lambda done, total: told.append((done, total)))
     assert other.checkpoint(listed.id).remote is None
     assert told[-1][0] == told[-1][1]
+    assert list(other.layout.incoming.iterdir()) == []
 
 
 def test_what_a_person_deletes_goes_there_too_and_from_other_machines(store: Store, machines: Machines) -> None:
