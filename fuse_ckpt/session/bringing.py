@@ -107,9 +107,16 @@ class Source:
 def _sweep(store: Store) -> None:
     """Remove what fetches that were killed have left half-made, and nobody has come back for."""
     before = time.time() - KEPT
-    for path in [one for one in store.layout.incoming.glob(f"{FETCH}*") if one.lstat().st_mtime < before]:
+    for path in [one for one in store.layout.incoming.glob(f"{FETCH}*") if _is_older(one, before)]:
         with store.lock_fetch(path.name.removeprefix(FETCH)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return path.lstat().st_mtime < before
+    except FileNotFoundError:  # whoever made it is done
+        return False
 
 
 def _counter(total: int, progress: Progress | None) -> Advance:
