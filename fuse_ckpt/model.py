@@ -160,6 +160,11 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     described: bool = False  # `remote` ones only: what it is made of is known here
 
     @property
+    def place(self) -> str:
+        """What people know it by, which is a reference too: JOB/NAME@N, or NAME@N where it was pushed."""
+        return f"{self.job}/{self.name}@{self.ordinal}" if self.job else f"{self.name}@{self.ordinal}"
+
+    @property
     def unit(self) -> Unit:
         return Unit(self.name, self.shape)
 
@@ -269,6 +274,7 @@ class Job(Struct, frozen=True, omit_defaults=True):
     trash_ttl_ns: int | None = None  # how long its deleted checkpoints can be restored; None: a week
     min_free: int | None = None  # bytes of the disk that its mounts keep free
     replication: Replication | None = None  # where its checkpoints are copied to
+    units: tuple[str, ...] = ()  # the globs by which its last mount told its units
 
 
 def check_job_name(name: str) -> str:

@@ -59,7 +59,7 @@ class Checkpoint:
         told = [(key.replace("_", " "), value) for key, value in self.metadata.items() if key != "notes"]
         rows = [
             ("id", self.id),
-            ("job / name", f"{self.job}/{self.name}@{self.ordinal}"),
+            ("job / name", f"{self.job}{'/' if self.job else ''}{self.name}@{self.ordinal}"),
             ("status", f"{self.status}: {self.failure}" if self.failure else self.status),
             ("created", _shown_time(self.created)),
             *told,

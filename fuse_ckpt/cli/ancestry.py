@@ -116,7 +116,7 @@ class Ancestry:
         for job in self._store.jobs():
             runs = self._store.runs(job.name)
             known = {run.id: run.parent for run in runs}
-            if not runs or job.name in self._jobs:
+            if job.name in self._jobs or (not runs and self._store.resumed(job.name)):
                 known = {key: branch.parent for key, branch in self._of_job(job.name).items()}
             for key, parent in known.items():
                 if parent is not None:

@@ -19,6 +19,7 @@ from fuse_ckpt.cli.indexing import index
 from fuse_ckpt.cli.lineage import lineage
 from fuse_ckpt.cli.mounting import browse, mount, umount
 from fuse_ckpt.cli.plotting import plot
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.scanning import scan
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.cli.statistics import stats
@@ -35,7 +36,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
 
 @click.group("fuse-ckpt", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store; else FUSE_CKPT_STORE says.")
+@click.option("--store", type=GivenPath(), metavar="DIR", help="The store; else FUSE_CKPT_STORE says.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a bug.")
 @click.version_option(package_name="fuse-ckpt")
 @click.pass_obj

@@ -90,7 +90,7 @@ def gc(
         else:
             now_ns = time.time_ns()
             plan = store.plan(now_ns, job, _parsed(policy), ttl_ns, min_free)
-            document = _foretold(store, plan, now_ns) if dry_run else _done(store, plan)
+            document = _foretold(store, plan, now_ns) if dry_run else _done(store, plan, min_free)
             if work:
                 document["work"] = [_release(store, each, all_files, dry_run) for each in _ended(store, job)]
     if as_json:
@@ -111,8 +111,9 @@ def _parsed(policy: str | None) -> Policy | None:
 def _foretold(store: Store, plan: Plan, now_ns: int) -> Document:
     rows = [_row(each, keep, reason) for each, keep, reason in _fates(plan, now_ns)]
     going = [row["id"] for row in rows if row["action"] == "remove"]
+    frees = store.frees(going)
     for row in rows:
-        row["freesBytes"] = store.space([row["id"]]).free if row["action"] == "remove" else None
+        row["freesBytes"] = frees.get(row["id"])
     space = store.space(going)
     return {"dryRun": True, "checkpoints": rows, "freedBytes": space.free, "heldBytes": space.held}
 
@@ -142,7 +143,7 @@ def _row(each: Checkpoint, keep: bool, reason: str) -> Document:
     return place | {"action": "keep" if keep else "remove", "reason": reason}
 
 
-def _done(store: Store, plan: Plan) -> Document:
+def _done(store: Store, plan: Plan, min_free: int) -> Document:
     tidied = store.tidy(plan, f"Process {os.getpid()} (checkpoint gc)", PATIENCE)
     store.recover()  # what crashes left
     reasons = {each.id: reason for each, _, reason in _fates(plan, 0)}
@@ -153,6 +154,7 @@ def _done(store: Store, plan: Plan) -> Document:
         row["collected"] = row["id"] in collected
         row["evicted"] = row["id"] in evicted
     cleared = tidied.cleared
+    disk = os.statvfs(store.layout.root)
     return {
         "dryRun": False,
         "checkpoints": rows,
@@ -160,6 +162,7 @@ def _done(store: Store, plan: Plan) -> Document:
         "freedBytes": cleared.free,
         "heldBytes": cleared.held,
         "waitingBytes": cleared.waiting,
+        "lackingBytes": max(0, min_free - disk.f_bavail * disk.f_frsize),
     }
 
 
@@ -205,13 +208,17 @@ def _say(document: Document, *, colour: bool) -> None:
 def _say_done(document: Document) -> None:
     for row in document["checkpoints"]:
         what = "Collected" if row["collected"] else "Let go here of" if row["evicted"] else "Moved to the trash"
-        click.echo(formats.visible(f"{what} {row['id']} ({row['job']}/{row['name']}): {row['reason']}"))
+        place = f"{row['job']}/{row['name']}" if row["job"] else row["name"]
+        click.echo(formats.visible(f"{what} {row['id']} ({place}): {row['reason']}"))
     for checkpoint, why in document.get("leftAlone", {}).items():
-        click.echo(formats.visible(f"Left alone {checkpoint}: in use by {why}"), err=True)
+        click.echo(formats.visible(f"Left alone {checkpoint}: {why}"), err=True)
     click.echo(f"{formats.size(document['freedBytes'])} freed{_held(document)}.")
     if waiting := document.get("waitingBytes"):
         later = "wait until no checkpoint is being committed: run gc again, or mount a job"
         click.echo(f"{formats.size(waiting)} {later}.", err=True)
+    if lacking := document.get("lackingBytes"):
+        why = "what is left is pinned, tagged, in use, kept by a policy, or the newest of its job"
+        click.echo(f"{formats.size(lacking)} are lacking still: {why}.", err=True)
 
 
 def _say_released(tree: Document, *, would: bool) -> None:

@@ -26,10 +26,6 @@ def commit(settings: Settings, what: str, as_json: bool) -> int:
     not whole becomes a failed checkpoint; what a program still writes is left alone. A job that is not mounted is
     committed as its next mount would.
 
-    \b
-    fuse-ckpt checkpoint commit my-job
-    fuse-ckpt checkpoint commit my-job/checkpoint-500
-
     Exit code 1 where a checkpoint is not whole or cannot be committed, 5 where one is still being written.
     """
     job, slash, name = what.partition("/")
@@ -58,7 +54,7 @@ def commit(settings: Settings, what: str, as_json: bool) -> int:
 
 
 def _committed(each: Checkpoint) -> str:
-    said = f"Committed {each.id} ({each.job}/{each.name}@{each.ordinal})"
+    said = f"Committed {each.id} ({each.place})"
     return formats.visible(f"{said}, failed: {each.failure}" if each.state == "failed" else said)
 
 
@@ -70,9 +66,6 @@ def promote(settings: Settings, reference: str, as_json: bool) -> None:
     """Take a failed checkpoint as a good one: it is available from now on, and can be `latest`.
 
     For one whose training ended before its last file, and which you have looked at. Why it failed stays in `inspect`.
-
-    \b
-    fuse-ckpt checkpoint promote my-job/checkpoint-500
     """
     with access.store_with(settings, reference) as (store, [found]):
         after = store.promote(found.id)
@@ -81,4 +74,4 @@ def promote(settings: Settings, reference: str, as_json: bool) -> None:
     elif found.promoted:
         click.echo(formats.visible(f"Checkpoint {after.id} is promoted already."))
     else:
-        click.echo(formats.visible(f"Promoted {after.id} ({after.job}/{after.name}@{after.ordinal})"))
+        click.echo(formats.visible(f"Promoted {after.id} ({after.place})"))

@@ -149,7 +149,7 @@ class Reference(_Named):
         yield from store.tags()
         yield from (one.name for one in store.checkpoints(""))
         if _ID_PART.fullmatch(incomplete):
-            yield from (one for one in store.ids() if one.startswith(incomplete))
+            yield from store.ids(incomplete, _MOST)
 
     @staticmethod
     def _names(store: Store, job: str, *, versions: bool) -> Iterable[str]:

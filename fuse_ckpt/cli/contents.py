@@ -82,7 +82,7 @@ def heading(found: Checkpoint) -> Document:
 
 
 def described(found: Checkpoint) -> str:
-    return formats.visible(f"{found.id} ({found.job}/{found.name}@{found.ordinal})")
+    return formats.visible(f"{found.id} ({found.place})")
 
 
 def complain(problems: Sequence[Problem]) -> int:

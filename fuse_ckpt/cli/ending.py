@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_ckpt.cli import access, formats
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _confirm(job: str, lines: list[str]) -> None:
 
 @click.command("fetch", short_help="Copy a job's logs out of the store.")
 @click.argument("job")
-@click.option("--destination", type=click.Path(path_type=Path), metavar="DIR", help="Default: ./JOB.")
+@click.option("--destination", type=GivenPath(), metavar="DIR", help="Default: ./JOB.")
 @click.pass_obj
 def fetch_job(settings: Settings, job: str, destination: Path | None) -> None:
     """Copy the files of a job's output directory that are in no checkpoint: logs, reports, what was never finished.

@@ -36,7 +36,10 @@ EXAMPLES: Mapping[str, Examples] = {
     ),
     "checkpoint fetch": (
         ("fuse-ckpt checkpoint fetch digits:best --destination best", "all its files into ./best"),
-        ("fuse-ckpt checkpoint fetch digits/checkpoint-500 --include '*.json'", "some, into ./checkpoint-500"),
+        (
+            "fuse-ckpt checkpoint fetch digits/checkpoint-500 --include '*.safetensors' --include config.json",
+            "some, into ./checkpoint-500",
+        ),
     ),
     "checkpoint pull": (("fuse-ckpt checkpoint pull digits:best --destination best", "all its files into ./best"),),
     "checkpoint delete": (
@@ -108,6 +111,7 @@ EXAMPLES: Mapping[str, Examples] = {
             "fuse-ckpt storage create minio --provider minio --endpoint http://minio:9000 --credentials-file ~/.minio",
             "or from a file with mode 0600",
         ),
+        ("fuse-ckpt storage create disk --provider file --root /mnt/archive", "a directory"),
     ),
     "storage list": (("fuse-ckpt storage list", "all connections, no secrets"),),
     "storage probe": (("fuse-ckpt storage probe s3", "can several machines share it?"),),

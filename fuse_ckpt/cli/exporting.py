@@ -11,6 +11,7 @@ import click
 
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.resumable import SHORT, files, include_option, patience_option, resumable, warn_of_failure
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -43,10 +44,6 @@ def export_checkpoint(
     At the end each is read back and compared with its digest; then fuse-ckpt.json is written, which tells of them all:
     where that is not, the export is not whole. After an interruption the same command sends only what is missing.
     A symlink to a file of the checkpoint becomes a copy of the file; others are named in fuse-ckpt.json alone.
-
-    \b
-    fuse-ckpt storage create lake --provider s3 --bucket models
-    fuse-ckpt checkpoint export digits:best --storage-provider lake --destination-path models/digits/best
     """
     with access.store_with(settings, reference) as (store, [found]):
         warn_of_failure(found)
@@ -73,7 +70,7 @@ def _exported(done: Any, connection: str) -> str:
 
 @click.command("push", short_help="Take files in as a checkpoint.")
 @click.argument("name")
-@click.option("--file", "path", type=click.Path(path_type=Path), metavar="PATH", help="A file or a directory.")
+@click.option("--file", "path", type=GivenPath(), metavar="PATH", help="A file or a directory.")
 @click.option("--storage-provider", "connection", metavar="NAME", help="A connection of storage create.")
 @click.option("--source-path", metavar="PATH", help="BUCKET/PREFIX there, or a path below its directory.")
 @click.option("--follow-symlinks", is_flag=True, help="Take the files that symlinks out of the directory lead to.")
@@ -94,10 +91,6 @@ def push_checkpoint(
 
     Pushing the same NAME again makes NAME@2, and NAME means that one. From an object store an export of fuse-ckpt
     comes back with its names, modes and symlinks, and is compared with its digests; any other files come as they are.
-
-    \b
-    fuse-ckpt checkpoint push base-model --file ./
-    fuse-ckpt checkpoint push base-model --storage-provider lake --source-path models/digits/best
     """
     _check_sources(path, connection, source_path)
     from fuse_ckpt import transfer

@@ -10,6 +10,7 @@ import click
 
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.resumable import SHORT, files, include_option, resumable, warn_of_failure
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("fetch", short_help="Copy one out of the store.")
 @click.argument("reference", metavar="REF")
-@click.option("--destination", type=click.Path(path_type=Path), metavar="DIR", help="Default: ./NAME, else ./SHORT-ID.")
+@click.option("--destination", type=GivenPath(), metavar="DIR", help="Default: ./NAME, else ./SHORT-ID.")
 @include_option
 @click.option(
     "--force", is_flag=True, help="Write into a directory that is not empty; replaces files of the same names."
@@ -31,10 +32,6 @@ def fetch_checkpoint(
 
     The destination appears whole or not at all. A fetch that was interrupted leaves a directory beside it, and the same
     command goes on with that. Where the disk can share extents (XFS, btrfs), no byte is copied.
-
-    \b
-    fuse-ckpt checkpoint fetch digits:latest --destination ./model
-    fuse-ckpt checkpoint fetch f2c7e114 --include '*.safetensors' --include config.json
     """
     with access.store_with(settings, reference) as (store, [found]):
         warn_of_failure(found)

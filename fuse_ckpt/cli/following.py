@@ -68,7 +68,9 @@ def wait(settings: Settings, reference: str, status: str, timeout: float, as_jso
 
 
 def _hint(job: str | None) -> str:
-    return f': "fuse-ckpt training checkpoints {job} --all --wide" tells what is pending or failed' if job else ""
+    if not job:
+        return ': "fuse-ckpt checkpoint list" tells what there is, and a longer --timeout waits on'
+    return f': "fuse-ckpt training checkpoints {job} --all --wide" tells what is pending or failed'
 
 
 def _job_of(reference: str) -> str | None:
@@ -89,7 +91,7 @@ def _available(store: Store, reference: str) -> Checkpoint | None:
             raise
         return None
     if found.state == "failed":
-        raise NotReached(f"{found.id} ({found.job}/{found.name}) failed: {found.failure}.")
+        raise NotReached(f"{found.id} ({found.place}) failed: {found.failure}.")
     return found if found.state == "available" else None
 
 

@@ -62,8 +62,7 @@ def _confirm(found: Sequence[Checkpoint], space: Space) -> None:
 
 def described(each: Checkpoint) -> str:
     """A checkpoint in one line: its id, and by which name it is known."""
-    place = f"{each.job}/{each.name}@{each.ordinal}" if each.job else each.name
-    return formats.visible(f"{each.id} ({place})")
+    return formats.visible(f"{each.id} ({each.place})")
 
 
 @click.command("restore", short_help="Undo a delete.")

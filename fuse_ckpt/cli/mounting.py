@@ -11,7 +11,7 @@ import click
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.grouping import grouping_options
 from fuse_ckpt.cli.replicating import node_options, replicating_options
-from fuse_ckpt.cli.rules import keeping_options
+from fuse_ckpt.cli.rules import GivenPath, keeping_options
 from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import UnknownCheckpoint
 
@@ -30,7 +30,7 @@ durability_option = click.option(
     show_default=True,
     help="From when on a save survives a power cut: once it is listed, or once its close has returned.",
 )
-_DIRECTORY = click.Path(path_type=Path, readable=False)  # a dead mount is not, and is to be unmounted
+_DIRECTORY = GivenPath(readable=False)  # a dead mount is not, and is to be unmounted
 
 
 @click.command("mount", short_help="Mount a job's output directory.")

@@ -12,6 +12,7 @@ import click
 from fuse_ckpt.cli import access, charts, formats, listing, pictures, render
 from fuse_ckpt.cli.charts import Chart, Series
 from fuse_ckpt.cli.curves import Curve, curves
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 from fuse_ckpt.errors import NotFound
 
@@ -25,7 +26,7 @@ _NARROWEST, _LOWEST = 20, 4
 @click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=GivenPath(dir_okay=False),
     metavar="FILE",
     help="Write a picture instead: FILE ends in .svg or .png.",
 )

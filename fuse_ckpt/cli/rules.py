@@ -1,19 +1,37 @@
-"""How sizes, durations and retention policies are given, and the options that say what a job's mounts remove."""
+"""How paths, sizes, durations and retention policies are given, and the options that say what a job's mounts remove."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+if TYPE_CHECKING:
+    Number = click.ParamType[int]
+else:
+    Number = click.ParamType  # before click 8.4 it takes no parameter
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:I?B)?", re.IGNORECASE)
 
 
-class Bytes(click.ParamType[int]):
+class GivenPath(click.Path):
+    """A pathlib.Path. What a script's unset variable leaves of one is refused: "" would be the working directory."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(path_type=Path, **more)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: give a path, or . for the working directory.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Bytes(Number):
     """`20GB`, `512M`, `1.5TiB` or a number of bytes, 1024-based."""
 
     name = "bytes"
@@ -25,7 +43,7 @@ class Bytes(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** " KMGTP".index(match[2].upper() or " "))
 
 
-class Duration(click.ParamType[int]):
+class Duration(Number):
     """`90s`, `30m`, `12h`, `7d`, `2w` or 0, as nanoseconds."""
 
     name = "duration"

@@ -12,6 +12,7 @@ import click
 
 from fuse_ckpt.cli import access, formats, render, replicating
 from fuse_ckpt.cli.resumable import patience_option
+from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -44,10 +45,8 @@ def storage() -> None:
 @click.option("--endpoint", metavar="URL", help="Its address; s3, gcs and azure know their own.")
 @click.option("--bucket", metavar="B", help="The bucket (container) to test with; a path says its own.")
 @click.option("--region", metavar="R", help="Its region; else AWS_REGION, or us-east-1.")
-@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="With --provider file: its directory.")
-@click.option(
-    "--credentials-file", type=click.Path(path_type=Path), metavar="F", help="With mode 0600; not copied, only named."
-)
+@click.option("--root", type=GivenPath(), metavar="DIR", help="With --provider file: its directory.")
+@click.option("--credentials-file", type=GivenPath(), metavar="F", help="With mode 0600; not copied, only named.")
 @click.option("--no-check", is_flag=True, help="Do not try whether it answers.")
 @click.option("--exclusive", is_flag=True, help="One machine alone will replicate to it.")
 @click.pass_obj
@@ -68,11 +67,6 @@ def create(
     Credentials are looked for each time, where the provider's own tools look: in the environment (AWS_ACCESS_KEY_ID,
     GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, …), AWS's profiles, the machine's own role; or in
     --credentials-file, as lines KEY=VALUE, as AWS's own file, or Google's JSON.
-
-    \b
-    fuse-ckpt storage create lake --provider s3 --bucket models --region eu-central-1
-    fuse-ckpt storage create lab --provider minio --endpoint http://minio:9000 --bucket models --credentials-file ~/.lab
-    fuse-ckpt storage create disk --provider file --root /mnt/archive
     """
     from fuse_ckpt import transfer
     from fuse_ckpt.model import Connection, Provider

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fuse_ckpt import errors
-from fuse_ckpt.errors import FuseCkptError, StorageFailed
-from fuse_ckpt.model import Checkpoint
+from fuse_ckpt.errors import FuseCkptError, NotStarted, StorageFailed, UnknownCheckpoint
+from fuse_ckpt.model import Checkpoint, State
 from fuse_ckpt.store import Store
 from fuse_ckpt.wording import size
 
@@ -29,6 +29,43 @@ def find_input(store: Store, reference: str, report: Report, *, whole: bool = Fa
     if any(one.attached is not None for one in store.connections()):
         return store.resolve(_brought(store, reference, report, whole))
     return store.resolve(reference)
+
+
+def chosen_input(
+    reference: str | None, if_any: bool, force: bool, find: Callable[[str], Checkpoint]
+) -> Checkpoint | None:
+    if reference is None:
+        return None
+    try:
+        found = find(reference)
+    except FuseCkptError as exc:
+        if if_any and isinstance(exc, UnknownCheckpoint):
+            return None
+        raise
+    if found.state is not State.AVAILABLE and not force:
+        raise NotStarted(
+            f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same."
+        )
+    return found
+
+
+def accept(store: Store, reference: str, found: Checkpoint | None, force: bool, report: Report) -> None:
+    """Refuse to resume from a part; say that it is a failed one, or that a newer one is. Errors: NotStarted."""
+    if found is None:
+        return
+    if not force and store.is_part(found.id):
+        raise NotStarted(f"Checkpoint {found.id} lacks the parts of other nodes: storage sync looks for them.")
+    if found.state is State.FAILED:
+        report(f"resuming from {found.id}, which is failed: {found.failure}")
+    if (newer := _passed_over(store, reference, found)) is not None:
+        report(f"resuming from {found.id}: the newer {newer.id} ({newer.name}) is failed: {newer.failure}")
+
+
+def _passed_over(store: Store, reference: str, found: Checkpoint) -> Checkpoint | None:
+    """The newest failed checkpoint of the job that `JOB:latest` would have meant, were it whole."""
+    job, _, word = reference.rpartition(":")
+    failed = store.checkpoints(job, {State.FAILED}, limit=1) if word == "latest" else []
+    return failed[0] if failed and failed[0].id > found.id else None
 
 
 def _brought(store: Store, reference: str, report: Report, whole: bool) -> str:

@@ -124,6 +124,7 @@ class Service:
         lock.note(str(self.mountpoint))
         store.ensure_job(job, time.time_ns())
         store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
+        store.note_units(job, options.units)
         set_replication(store, options)
         self._uploads = Uploads(store, job, options.replicate_rate)
         self._fetches = Fetches(store)

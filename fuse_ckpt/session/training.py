@@ -24,12 +24,11 @@ from fuse_ckpt.errors import (
     NotExecutable,
     NotStarted,
     NotThere,
-    UnknownCheckpoint,
 )
 from fuse_ckpt.fuse import mount
-from fuse_ckpt.model import Checkpoint, Run, RunStatus, State
+from fuse_ckpt.model import Run, RunStatus
 from fuse_ckpt.session import control, daemon, replicating
-from fuse_ckpt.session.inputs import find_input
+from fuse_ckpt.session.inputs import accept, chosen_input, find_input
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions
 from fuse_ckpt.session.provenance import Sources
 from fuse_ckpt.store import Store
@@ -67,8 +66,8 @@ def run_training(
     job = options.job or ""
     with Sources.here() as sources, Store.open(options.store) as store:
         replicating.check(store, options)
-        parent = _input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
-        _accept(store, parent, force, report)
+        parent = chosen_input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
+        accept(store, checkpoint or "", parent, force, report)
         program = _find(command[0], environment)
         _refuse_again(store, job, restart)
         daemon.prepare(store, options)
@@ -85,34 +84,10 @@ def run_training(
         return _Session(store, options, mounted, run, report, drain).run(program, command, dict(environment))
 
 
-def _input(reference: str | None, if_any: bool, force: bool, find: Callable[[str], Checkpoint]) -> Checkpoint | None:
-    if reference is None:
-        return None
-    try:
-        found = find(reference)
-    except FuseCkptError as exc:
-        if if_any and isinstance(exc, UnknownCheckpoint):
-            return None
-        raise
-    if found.state is not State.AVAILABLE and not force:
-        raise NotStarted(
-            f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same."
-        )
-    return found
-
-
 def _refuse_again(store: Store, job: str, restart: bool) -> None:
     """Errors: JobExists."""
     if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
         raise JobExists(job)
-
-
-def _accept(store: Store, found: Checkpoint | None, force: bool, report: Report) -> None:
-    """Refuse to resume from a part; say that a checkpoint is a failed one. Errors: NotStarted."""
-    if found is not None and not force and store.is_part(found.id):
-        raise NotStarted(f"Checkpoint {found.id} lacks the parts of other nodes: storage sync looks for them.")
-    if found is not None and found.state is State.FAILED:
-        report(f"resuming from {found.id}, which is failed: {found.failure}")
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:

@@ -43,6 +43,7 @@ class Area(Growth):
     def add_sealed(self, *drafts: Sealed) -> None:
         """Queue sealed drafts: one just made, or all that an earlier mount left."""
         self.sealed.add(*drafts)
+        self._sealer.follow(*drafts)
         self.queue.extend(drafts)
         self.wake()
 
@@ -55,25 +56,34 @@ class Area(Growth):
         """
         unit = self.rules.unit_of(path)
         draft = self.drafts.get(unit) if unit is not None else None
-        if unit is None or draft is None or not self._may_be_lost(draft, rewritten):
+        if draft is not None and self._may_be_lost(draft, rewritten) and self.tree.look(path) is not None:
+            self._keep(draft)
+
+    def about_to_move(self, old: str, new: str, *, directory: bool) -> None:
+        """Called before a rename: seals the units that `new` would not name, and one that loses what is renamed."""
+        below = "/file" if directory else ""
+        left, unit = self.rules.unit_of(old + below), self.rules.unit_of(new + below)
+        for draft in list(self.drafts.values()):
+            name = draft.unit.name
+            if directory and (name == old or name.startswith(old + "/")):
+                loses = unit is None
+            else:
+                loses = draft.unit == left != unit and (unit is None or left.prefix == left.name)
+            if loses and self._may_be_lost(draft, rewritten=False):
+                self._keep(draft)
+
+    def _keep(self, draft: Draft) -> None:
+        if draft.incomplete_at == draft.progress:
             return
-        if draft.incomplete_at == draft.progress or self.tree.look(path) is None:
-            return
+        unit = draft.unit
         try:
             scan, fault = self.inspect(unit)
             if fault is not None or not scan.files:
-                self.not_whole(draft)
+                self.not_whole(draft, fault)
             else:
                 self.seal(unit, scan, None, hasty=True)
         except OSError as exc:  # on a full disk rotation must still be able to free something
             _log.error("cannot keep %r, which is being removed before it was committed: %s", unit.name, exc)
-
-    def lost_below(self, directory: str) -> None:
-        """Called before a directory is renamed over or away: every complete unit in it is sealed first."""
-        for unit, draft in list(self.drafts.items()):
-            if unit.name == directory or unit.name.startswith(directory + "/"):
-                newest = f"{unit.prefix}/{draft.newest}" if unit.prefix else draft.newest
-                self.about_to_lose(newest, rewritten=False)
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
@@ -89,9 +99,14 @@ class Area(Growth):
         """Whether a file of the unit is open for writing."""
         return self._open.count_in(unit) > 0
 
-    def not_whole(self, draft: Draft) -> None:
+    def is_open(self, sealed: Sealed) -> bool:
+        """Whether a file that is about to be sealed is open for writing, under whatever name."""
+        return any(key in self._open for key in sealed.keys)
+
+    def not_whole(self, draft: Draft, fault: str | None) -> None:
         """It was looked at and lacks something: not again before it changes, or nobody is left to finish it."""
         draft.incomplete_at = draft.progress
+        draft.fault = fault or ""
         self.drafts.altered(draft.unit)
 
     def finish(self, name: str | None = None) -> None:

@@ -14,7 +14,7 @@ from fuse_ckpt.model import Checkpoint, Entry, InodeKey, Kind, Manifest, NewChec
 from fuse_ckpt.staging import validate
 from fuse_ckpt.staging.journal import Journal, Linked, Sealed
 from fuse_ckpt.staging.units import goes_on
-from fuse_ckpt.store import Adopted, Store
+from fuse_ckpt.store import Adopted, Store, is_marked_damaged
 
 
 class Committed(Struct, frozen=True):
@@ -32,12 +32,14 @@ def commit(store: Store, job: str, sealed: Sealed) -> Committed:
     journal = sealed.journal
     with store.committing():
         sealed.sync()
-        adopted = _adopt_all(store, sealed)
+        known = store.sealed_inodes(one.key for one in journal.files if one.link)
+        adopted = _adopt_all(store, sealed, known)
         inodes = {one.inode: one.digest for one in adopted.values() if one.linked}
         entries, companions = _entries(journal, adopted)
         checkpoint = None
         if not _is_known(store, job, sealed, entries):
             failure = journal.failure or _shrunk(journal, adopted) or _fault(sealed)
+            failure = failure or _damage(store, job, journal, known)
             new = NewCheckpoint(
                 job, journal.unit, journal.node, journal.created_ns, _metadata_of(sealed), entries, companions,
                 tuple(inodes.items()), journal.parent, journal.run, failure, sealed.directory.name,
@@ -47,10 +49,9 @@ def commit(store: Store, job: str, sealed: Sealed) -> Committed:
     return Committed(checkpoint, tuple(inodes))
 
 
-def _adopt_all(store: Store, sealed: Sealed) -> dict[str, Adopted]:
-    """Link → what became of it. What is a blob already is not read again."""
+def _adopt_all(store: Store, sealed: Sealed, known: Mapping[InodeKey, str]) -> dict[str, Adopted]:
+    """Link → what became of it. What is a blob already (`known`: its digest) is not read again."""
     linked = [one for one in sealed.journal.files if one.link]
-    known = store.sealed_inodes(one.key for one in linked)
     adopted = {
         one.link: Adopted(known[one.key], one.size, True, one.key) for one in linked if one.key in known
     }  # fmt: skip
@@ -89,6 +90,15 @@ def _fault(sealed: Sealed) -> str | None:
         return validate.fault_of(fd, links, described=sealed.journal.described)
     finally:
         os.close(fd)
+
+
+def _damage(store: Store, job: str, journal: Journal, known: Mapping[InodeKey, str]) -> str | None:
+    """What was found to be damaged in the unit's newest checkpoint, if the draft has files of it, unread."""
+    newest = store.newest(job, journal.unit.name)
+    if newest is None or not is_marked_damaged(newest.checkpoint):
+        return None
+    shared = {entry.digest for entry in newest.entries}.intersection(known.values())
+    return newest.checkpoint.failure if shared else None
 
 
 def _is_known(store: Store, job: str, sealed: Sealed, entries: tuple[Entry, ...]) -> bool:

@@ -18,13 +18,13 @@ import trio
 from msgspec import Struct
 
 from fuse_ckpt.errors import CommitFailed, FuseCkptError
-from fuse_ckpt.model import Checkpoint, State, Unit
+from fuse_ckpt.model import Checkpoint, InodeKey, State, Unit
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.commit import Committed, commit
 from fuse_ckpt.staging.drafts import Draft
 from fuse_ckpt.staging.journal import Sealed, why_stuck
 from fuse_ckpt.staging.lanes import LANES, next_draft
-from fuse_ckpt.staging.processes import UNSEEN, wait_exit
+from fuse_ckpt.staging.processes import UNSEEN, open_process, wait_exit
 from fuse_ckpt.staging.workers import Workers
 from fuse_ckpt.staging.worktree import Scan
 from fuse_ckpt.store import Store
@@ -72,6 +72,7 @@ class Committer:
         self._watched: set[int] = set()
         self._under_way: set[Path] = set()  # sealed drafts that a thread commits
         self._stuck: dict[Path, tuple[float, Sealed]] = {}  # could not be committed, and when to try again
+        self._unsynced: set[InodeKey] = set()  # an fsync of theirs has failed: no later one of them can be trusted
         self._refused: dict[Unit, float] = {}  # units that somebody can still write, and when to ask again
         self._heard: list[list[Checkpoint]] = []  # who wants to hear what is committed
         area.wake = self._wake
@@ -128,10 +129,10 @@ class Committer:
     def _watch(self, nursery: trio.Nursery, process: int) -> None:
         if process != UNSEEN and process not in self._watched:
             self._watched.add(process)
-            nursery.start_soon(self._wait_exit, process)
+            nursery.start_soon(self._wait_exit, process, open_process(process))
 
-    async def _wait_exit(self, process: int) -> None:
-        death = await wait_exit(process)
+    async def _wait_exit(self, process: int, pidfd: int | None) -> None:
+        death = await wait_exit(process, pidfd)
         self._watched.discard(process)
         self._area.exited(process, death)
 
@@ -146,17 +147,22 @@ class Committer:
         sealed = next_draft(self._area.queue, self._under_way)
         if sealed is not None:
             self._under_way.add(sealed.directory)
+            if not self._unsynced.isdisjoint(sealed.keys):  # by a hard link, in another unit's draft
+                sealed.distrust()
             nursery.start_soon(self._commit, sealed)
             return True
         unit = self._ready()
         if unit is None:
             return False
         self._refused.pop(unit, None)
+        draft = self._area.drafts[unit]
+        version = draft.version
         try:
-            await self._seal(unit)
+            await self._seal(draft, version)
         except Exception as exc:  # as below: it is tried again, and the mount goes on
-            self._refused[unit] = self._area.clock() + RETRY_FAILED
-            _log.warning("cannot seal %r, trying again: %s", unit.name, exc, exc_info=_traceback(exc))
+            if self._is_still(draft, version):  # else that is why: a file was removed, and all of it was sealed first
+                self._refused[unit] = self._area.clock() + RETRY_FAILED
+                _log.warning("cannot seal %r, trying again: %s", unit.name, exc, exc_info=_traceback(exc))
         return True
 
     def _ready(self) -> Unit | None:
@@ -176,9 +182,8 @@ class Committer:
                 del self._stuck[path]
                 self._area.queue.append(sealed)
 
-    async def _seal(self, unit: Unit) -> None:
-        draft = self._area.drafts[unit]
-        version = draft.version
+    async def _seal(self, draft: Draft, version: int) -> None:
+        unit = draft.unit
         self._area.sealed.looking()
         scan, fault = await trio.to_thread.run_sync(self._area.inspect, unit)
         if not self._is_still(draft, version):
@@ -186,7 +191,7 @@ class Committer:
         if not scan.files:
             self._area.drafts.drop(unit)
         elif fault is not None and not self._area.is_over(unit):
-            self._area.not_whole(draft)
+            self._area.not_whole(draft, fault)
         elif not await self._prepare_and_take(draft, version, scan, fault):
             self._refused[unit] = self._area.clock() + RETRY_SEAL
 
@@ -198,7 +203,8 @@ class Committer:
             sealed = await trio.to_thread.run_sync(self._area.prepare, draft, scan, fault)
             if sealed is None:
                 return False
-            if self._is_still(draft, version) and not self._area.is_held(draft.unit):
+            held = self._area.is_held(draft.unit) or self._area.is_open(sealed)
+            if self._is_still(draft, version) and not held:
                 self._area.take(draft, sealed)
             else:
                 await trio.to_thread.run_sync(sealed.discard)
@@ -247,6 +253,7 @@ class Committer:
         sealed.note_error(str(exc))
         if isinstance(exc, OSError) and not again:
             sealed.distrust()
+            self._unsynced.update(sealed.keys)
         told = f"in {RETRY_COMMIT:.0f} s" if again else "at the next mount"
         _log.error(
             "cannot commit %r, tried again %s: %s", sealed.journal.unit.name, told, exc, exc_info=_traceback(exc)

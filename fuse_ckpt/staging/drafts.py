@@ -36,6 +36,7 @@ class Draft:
         self.version = 0  # rises with every change, and with every open that may become one
         self.progress = 0  # rises with every change that may have made it whole
         self.incomplete_at = -1  # the progress at which it was looked at and found not to be whole
+        self.fault = ""  # what it lacked then
 
     def changed(self, now: float, processes: Iterable[int]) -> None:
         self.last_change = now
@@ -45,7 +46,8 @@ class Draft:
         self.renamed_into_place = self.unmarked = self.hinted = self.recovered = self.finishing = False
 
     def lost(self, now: float, *, marker: bool) -> None:
-        """A name in it has gone; `marker`: one that said that it was not finished, so that it may be whole now."""
+        """A name in it has gone; `marker`: one that said that it was not finished, or what was wrong, so that it may
+        be whole now."""
         self.last_change = now
         self.version += 1
         self.progress += marker

@@ -199,12 +199,16 @@ class Growth:
         self._appends[unit] += 1
 
     def _directory_renamed(self, old: str, new: str, task: int) -> None:
+        left = self.rules.unit_of(f"{old}/file")
+        if left is not None and left.name != old and left != self.rules.unit_of(f"{new}/file"):
+            self._lost(left, old)
         for unit in [u for u in self.drafts if u.name == old or u.name.startswith(old + "/")]:
             self.drafts.drop(unit)
         for unit in self.tree.units_below(new):
             draft = self._touch(unit, process_of(task))
             draft.closed(self.clock(), "")
-            draft.renamed_into_place = unit.shape is Shape.DIRECTORY
+            whole = unit.name == new or unit.name.startswith(new + "/")  # else it is a part of one that is not finished
+            draft.renamed_into_place = unit.shape is Shape.DIRECTORY and whole
         self.wake()
 
     def _lost(self, unit: Unit, path: str) -> None:
@@ -212,7 +216,7 @@ class Growth:
         if draft is None:
             return
         if self.tree.has_files(unit):
-            draft.lost(self.clock(), marker=is_temporary(path))
+            draft.lost(self.clock(), marker=is_temporary(path) or draft.fault.startswith(path))
             self.drafts.altered(unit)
         else:
             self.drafts.drop(unit)

@@ -46,6 +46,9 @@ class OpenFiles:
     def __iter__(self) -> Iterator[OpenFile]:
         return iter(self._files.values())
 
+    def __contains__(self, key: InodeKey) -> bool:
+        return key in self._files
+
     def keys(self) -> frozenset[InodeKey]:
         return frozenset(self._files)
 

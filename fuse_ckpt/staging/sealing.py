@@ -28,6 +28,11 @@ class Sealer:
         self._settings = settings
         self._sealed = sealed
         self._open = open_files
+        self._newest_ns = 0  # of all seals: their order is that of their times, also when the clock goes back
+
+    def follow(self, *drafts: Sealed) -> None:
+        """These are sealed; whatever is from now on comes after them."""
+        self._newest_ns = max(self._newest_ns, *(draft.journal.sealed_ns for draft in drafts), 0)
 
     def prepare(self, draft: Draft, scan: Scan, failure: str | None, *, hasty: bool = False) -> Sealed | None:
         """Everything but the last step; None where somebody can still write one of its files. Raises OSError.
@@ -44,13 +49,14 @@ class Sealer:
         return journal.prepare(self._tree, self._pending, scan, record, written)
 
     def _may_be_written(self, found: Found) -> bool:
-        return found.key not in self._sealed and self._tree.is_written(found)
+        return found.key not in self._sealed and (found.key in self._open or self._tree.is_written(found))
 
     def _record(self, draft: Draft, scan: Scan, failure: str | None, *, hasty: bool) -> Journal:
         newest = max((found.mtime_ns for found in scan.files), default=time.time_ns())
         amends = draft.amends.draft if draft.amends is not None and draft.amends.is_added_to(scan) else ""
         settings = self._settings
+        sealed_ns = max(time.time_ns(), self._newest_ns + 1)
         return Journal(
-            draft.unit, draft.created_ns or newest, time.time_ns(), (), settings.node, settings.parent, settings.run,
+            draft.unit, draft.created_ns or newest, sealed_ns, (), settings.node, settings.parent, settings.run,
             failure, draft.recovered, amends, hasty, tuple(sorted(draft.described)),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from .accounts import Plan, Space
 from .blobs import Adopted
-from .checks import Findings
+from .checks import Findings, is_marked_damaged
 from .collection import Tidied
 from .doctor import Ailment, examine, mend
 from .ending import WorkFile
@@ -35,6 +35,7 @@ __all__ = [
     "Uses",
     "WorkFile",
     "examine",
+    "is_marked_damaged",
     "mend",
     "parse_duration",
     "parse_policy",

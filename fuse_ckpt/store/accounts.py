@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import islice
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -21,6 +23,7 @@ from .tables import Totals
 TRASH_TTL_NS = 7 * 86_400 * 10**9
 PART = "the other nodes' parts of it are not there yet"
 BLOCK = 512  # bytes; what st_blocks counts, whatever the filesystem
+_AT_ONCE = 500  # manifests that are looked through in one transaction
 _FIRST = 128  # candidates that are looked at first; most often they are enough
 
 
@@ -100,6 +103,24 @@ class Accounts(Elsewhere):
             else:
                 free += size
         return Space(free, held, shared)
+
+    def frees(self, checkpoints: Iterable[str]) -> dict[str, int]:
+        """id → the bytes that come free once that checkpoint alone, deleted or not, and the trash are collected."""
+        trash = [one.id for one in self.trash()]
+        gone = Counter(digest for digests, _ in self._named_by(trash).values() for digest in digests)
+        deleted = set(trash)
+        return {
+            one: sum(self._freed_by(d) for d in digests if references.get(d, 0) <= gone[d] + (one not in deleted))
+            for one, (digests, references) in self._named_by(checkpoints).items()
+        }
+
+    def _named_by(self, checkpoints: Iterable[str]) -> dict[str, tuple[frozenset[str], dict[str, int]]]:
+        """id → the digests that it names, and how many checkpoints name each; in short transactions."""
+        found: dict[str, tuple[frozenset[str], dict[str, int]]] = {}
+        rest = iter(checkpoints)
+        while few := list(islice(rest, _AT_ONCE)):
+            found |= self._index.read(partial(_named, few))
+        return found
 
     def decisions(self, policy: Policy, now_ns: int, job: str | None = None) -> list[Decision]:
         """What a policy says of the checkpoints of one job, or of all."""
@@ -194,6 +215,12 @@ def _names_and_references(wanted: set[str], records: Records) -> tuple[Counter[s
         also = _counted(records.manifest(one.id, deleted=True) for one in trash)
         named.update({digest: also[digest] for digest in contested})
     return named, references
+
+
+def _named(checkpoints: Iterable[str], records: Records) -> dict[str, tuple[frozenset[str], dict[str, int]]]:
+    manifests = {one: records.manifest(one, deleted=True) for one in checkpoints}
+    digests = {one: frozenset(blob_sizes(manifest)) for one, manifest in manifests.items() if manifest is not None}
+    return {one: (named, records.references(named)) for one, named in digests.items()}
 
 
 def _counted(manifests: Iterable[Manifest | None]) -> Counter[str]:

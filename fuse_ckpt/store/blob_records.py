@@ -133,8 +133,6 @@ class BlobRecords(Tables):
                 self._delete(Table.SCANS, key)
                 if self._inode(inode) == key:
                     self._delete(Table.INODES, inode)
-            if digest not in kept:
-                self._delete(Table.SCANS, key)
             self._delete(Table.GARBAGE, key)
         totals = self.totals()
         self._put(Table.TOTALS, _TOTALS, replace(totals, collections=totals.collections + 1))

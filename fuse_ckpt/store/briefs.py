@@ -18,6 +18,8 @@ _ROW = struct.Struct("<BQqdd")
 _COUNTED = struct.Struct("<BQ")  # its beginning
 _SILENT = -(1 << 63)
 _CRC = struct.Struct("<I")
+_LENGTH = _ROW.size + _CRC.size
+_WITH_ITS_CRC = 0x2144DF1C  # the CRC-32 of any bytes that end with their own
 _STATES = (State.PENDING, State.AVAILABLE, State.FAILED, State.DELETED)
 _RESUMABLE, _WEIGHTS = 4, 8  # the two bits below are the state
 
@@ -63,15 +65,14 @@ def unpack(key: bytes, row: bytes) -> Brief | None:
 
 def count(key: bytes, row: bytes) -> tuple[State, int] | None:
     """The state and the size of a row, at a third of the time; None as above."""
-    if not _is_whole(key, row):
+    if len(row) != _LENGTH or crc32(row, crc32(key)) != _WITH_ITS_CRC:  # _is_whole, without the call
         return None
     flags, size = _COUNTED.unpack_from(row)
     return _STATES[flags & 3], size
 
 
 def _is_whole(key: bytes, row: bytes) -> bool:
-    end = _ROW.size
-    return len(row) == end + _CRC.size and int.from_bytes(row[end:], "little") == crc32(row[:end], crc32(key))
+    return len(row) == _LENGTH and crc32(row, crc32(key)) == _WITH_ITS_CRC
 
 
 def _step(step: int | None) -> int | None:

@@ -107,7 +107,7 @@ class Checks(Jobs):
         """
 
         def changed(head: Checkpoint) -> Checkpoint:
-            if head.state is not State.FAILED or not (head.failure or "").startswith(DAMAGED):
+            if not is_marked_damaged(head):
                 return head
             return replace(head, state=State.AVAILABLE, failure=None)
 
@@ -166,6 +166,11 @@ class Checks(Jobs):
         with suppress(OSError):  # the index has the say
             replace_file(self.layout.manifest(checkpoint), manifest_to_json(manifest), self.layout.tmp)
         return manifest.checkpoint
+
+
+def is_marked_damaged(head: Checkpoint) -> bool:
+    """Whether a checkpoint is failed because its bytes were found not to be what was stored."""
+    return head.state is State.FAILED and (head.failure or "").startswith(DAMAGED)
 
 
 def _known(reference: str, found: T | None) -> T:

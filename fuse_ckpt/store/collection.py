@@ -126,24 +126,23 @@ class Collection(Accounts):
         """
         done = Tidied([], [], {}, Cleared())
         gone = {one.id for one, _ in plan.trash}
-        going_now = [one for one in (*plan.removed, *plan.pressed) if one.id not in gone]
-        done.evicted = self.evict([one.id for one in going_now])
+        done.evicted = self.evict([one.id for one in (*plan.removed, *plan.pressed) if one.id not in gone])
         gone |= {one.id for one in done.evicted}
-        for few in _batches([one for one in going_now if one.id not in gone]):
+        for few in _batches([one for one in (*plan.removed, *plan.pressed) if one.id not in gone]):
             self._delete_each(few, done)
         going = [one.id for one in (*plan.expired, *plan.pressed) if one.id not in done.kept]
         if going or self.has_garbage():
             with self.collecting(who, min(patience, TURN)):
                 collected = self.collect(going)
                 done.collected = collected.checkpoints
-                done.kept |= collected.in_use
+                done.kept |= {one: f"in use by {who}" for one, who in collected.in_use.items()}
                 done.cleared = self.clear_garbage(patience)
         return done
 
     def _delete_each(self, checkpoints: Sequence[Checkpoint], done: Tidied) -> None:
         try:
-            self.delete([one.id for one in checkpoints])
-        except (Busy, UnknownCheckpoint) as error:  # leased or pinned this very moment, or somebody else was faster
+            self.delete([one.id for one in checkpoints], by_policy=True)
+        except (Busy, UnknownCheckpoint) as error:  # held this very moment, or somebody else was faster
             if len(checkpoints) == 1:
                 done.kept[checkpoints[0].id] = str(error)
                 return
@@ -279,17 +278,18 @@ def _batches(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _left(jobs: Path, manifest: Manifest) -> Left | None:
-    """A checkpoint's files, if the working tree has any of them unchanged: no mount is to take those for new."""
+    """Those files of a checkpoint that the working tree has unchanged, if any: no mount is to take them for new."""
     head = manifest.checkpoint
     if not head.job:
         return None
     root, prefix = jobs / head.job / "work", head.unit.prefix
-    files = tuple(
+    files = (
         (f"{prefix}/{one.path}" if prefix else one.path, one.size, one.mtime_ns)
         for one in manifest.entries
         if one.kind is Kind.FILE
     )
-    return Left(files) if any(_is_there(root / path, size, mtime_ns) for path, size, mtime_ns in files) else None
+    there = tuple((path, size, mtime_ns) for path, size, mtime_ns in files if _is_there(root / path, size, mtime_ns))
+    return Left(there) if there else None
 
 
 def _is_there(path: Path, size: int, mtime_ns: int) -> bool:

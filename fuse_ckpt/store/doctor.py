@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from fuse_ckpt.errors import CorruptRecord
@@ -54,10 +56,9 @@ def mend(root: Path) -> list[Ailment]:
         rebuild(root)
     for path in _open_to_others(layout):
         path.chmod(path.stat().st_mode & ~_PRIVATE)
-    for path in _needless_drafts(layout):
-        for link in list(path.iterdir()):
-            link.unlink()
-        path.rmdir()
+    for path in list(_torn_drafts(layout)):
+        if _is_needless(path):  # asked of each when its turn comes: two may have the last links of one file
+            shutil.rmtree(path)
     with Store.open(root, create=False) as store:
         store.recover()
     return examine(root)
@@ -100,7 +101,7 @@ def _files_without_record(layout: Layout, strays: set[str]) -> Iterator[Ailment]
 
 def _checkpoints(store: Store, named: set[str]) -> Iterator[Ailment]:
     for head in store.checkpoints(states=set(State) - {State.DELETED}):
-        who = f"{head.id} ({head.job}/{head.name})"
+        who = f"{head.id} ({head.place})"
         try:
             manifest = store.manifest(head.id)
         except CorruptRecord as error:
@@ -162,9 +163,8 @@ def _open_to_others(layout: Layout) -> list[Path]:
 
 def _drafts(layout: Layout) -> Iterator[Ailment]:
     """Sealed drafts whose journal cannot be read: a power cut tore it before its commit had begun."""
-    needless = set(_needless_drafts(layout))
     for path in _torn_drafts(layout):
-        if path in needless:
+        if _is_needless(path):
             yield Ailment(f"{path} is a sealed draft whose journal is torn; all its files are elsewhere.", _CLEAR)
         else:
             yield Ailment(f"{path} is a sealed draft whose journal is torn; its files are nowhere else: look at them.")
@@ -175,16 +175,21 @@ def _torn_drafts(layout: Layout) -> Iterator[Path]:
         if not path.is_dir():
             continue
         try:
-            msgspec.json.decode((path / _JOURNAL).read_bytes(), type=dict[str, object])
+            content = json.loads((path / _JOURNAL).read_bytes())  # not msgspec: a name may be no UTF-8
         except FileNotFoundError:
             continue  # a seal that never happened; the next mount removes it
-        except (msgspec.DecodeError, ValueError):
+        except ValueError:
+            yield path
+            continue
+        if not isinstance(content, dict):
             yield path
 
 
-def _needless_drafts(layout: Layout) -> list[Path]:
-    return [
-        path
-        for path in _torn_drafts(layout)
-        if all(one.lstat().st_nlink > 1 for one in path.iterdir() if one.name[0] in "mc")
-    ]
+def _is_needless(draft: Path) -> bool:
+    """Whether all files of a torn draft have names outside it; a daemon may remove it meanwhile."""
+    try:
+        found = [one.lstat() for one in draft.iterdir() if one.name[0] in "mc"]
+    except FileNotFoundError:
+        return False
+    here = Counter(one.st_ino for one in found)
+    return all(one.st_nlink > here[one.st_ino] for one in found)

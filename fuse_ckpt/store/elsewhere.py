@@ -99,7 +99,7 @@ class Elsewhere(Lifecycle):
     def evict(self, checkpoints: Sequence[str]) -> list[Checkpoint]:
         """Let go of the bytes of these checkpoints, which lie in an object store, too; those that are elsewhere now.
 
-        They stay listed. One that is leased, or not replicated, stays as it is. The bytes go with `clear_garbage`.
+        They stay listed. One that is leased, pinned, tagged or not replicated stays. The bytes go with `clear_garbage`.
         """
         leased = self._leased_now(checkpoints)
         wanted = [one for one in checkpoints if one not in leased]
@@ -240,6 +240,8 @@ def _arrived(checkpoint: str, records: Records) -> Manifest:
 def _evict(checkpoint: str, inodes: Mapping[str, int], records: Records) -> Manifest | None:
     found, replica = records.manifest(checkpoint), records.replica(checkpoint)
     if found is None or replica is None or replica.stage is not Stage.REPLICATED:
+        return None
+    if found.checkpoint.pinned or found.checkpoint.tags:  # somebody has said so meanwhile
         return None
     records.disclaim(records.counted(found), inodes)
     records.drop_held(checkpoint)

@@ -30,6 +30,7 @@ from .tables import Table
 
 T = TypeVar("T")
 
+DATA = "data.mdb"
 MAP_SIZE = 1 << 30  # bytes of address space, not of disk; it doubles when it is full
 RENEWAL = 256  # writes; with 100,000 checkpoints each leaves some 50 KiB of the map's pages with the process
 NEARLY_FULL = 1 << 20  # bytes: with less than this left on the disk, LMDB's "Input/output error" means a full disk
@@ -45,6 +46,8 @@ class Index:
         self._map_size = map_size
         self._mutex = Mutex()
         self._generation = 0
+        self._before = 0  # the generation of the file that this one has replaced
+        self._file: tuple[int, int] | None = None  # device and inode of what is open
         self._writes = 0
         self._read_only = False
         self._env: lmdb.Environment | None = None
@@ -55,10 +58,13 @@ class Index:
     def read(self, work: Callable[[Records], T]) -> T:
         """What `work` returns, from one consistent state. Errors: CorruptRecord, OSError."""
         with self._mutex:
-            if self._env is None:
-                self._open()
-            with locks.shared(self._lock):
-                return self._run(work, write=False)
+            while True:
+                if self._env is None:
+                    self._open()
+                with locks.shared(self._lock):
+                    if not self._is_replaced():
+                        return self._run(work, write=False)
+                self._drop()
 
     def write(self, work: Callable[[Records], T]) -> T:
         """What `work` returns, once all that it wrote is on the disk; all or nothing. `work` may run more than once.
@@ -66,6 +72,8 @@ class Index:
         Errors: CorruptRecord, StoreUnusable (the disk is read-only), OSError (ENOSPC where the disk is full).
         """
         with self._mutex, locks.exclusive(self._lock):
+            if self._is_replaced():
+                self._drop()
             if self._env is None:
                 self._open_locked()
             if self._read_only:
@@ -87,6 +95,9 @@ class Index:
         if not self._mutex.acquire(blocking=False):
             return self._generation
         try:
+            if self._is_replaced():
+                self._drop()
+                self._generation += 1
             self._note_generation()
             return self._generation
         finally:
@@ -141,7 +152,7 @@ class Index:
             self._open_locked()
 
     def _open_locked(self) -> None:
-        data = self._directory / "data.mdb"
+        data = self._directory / DATA
         self._read_only = is_read_only(data)
         if not self._read_only:
             make_long_enough(data)
@@ -155,6 +166,15 @@ class Index:
         except lmdb.Error as error:
             self._drop()
             raise self._translate(error) from error
+        found = _identity(data)
+        if self._file not in (None, found):
+            self._before = self._generation  # the new file counts from the beginning
+        self._file = found
+
+    def _is_replaced(self) -> bool:
+        """Whether a rebuild has put another file in the place of what is open. Of one that has gone, that is all that
+        there is."""
+        return self._env is not None and _identity(self._directory / DATA) not in (None, self._file)
 
     def _make_tables(self) -> None:
         if self._read_only:
@@ -174,7 +194,7 @@ class Index:
 
     def _note_generation(self) -> None:
         if self._env is not None:
-            self._generation = max(self._generation, self._env.info()["last_txnid"])
+            self._generation = max(self._generation, self._before + self._env.info()["last_txnid"])
 
     def _drop(self) -> None:
         env, self._env, self._tables = self._env, None, {}
@@ -187,3 +207,11 @@ class Index:
         disk = os.statvfs(self._directory)
         full = disk.f_bavail * disk.f_frsize < NEARLY_FULL
         return OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(self._directory))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

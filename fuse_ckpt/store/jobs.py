@@ -75,6 +75,13 @@ class Jobs:
         nothing = retain is None and trash_ttl_ns is None and min_free is None
         return self.job(name) if nothing else self._index.write(work)
 
+    def note_units(self, name: str, globs: tuple[str, ...]) -> None:
+        """Record by which globs a mount tells the job's units, for whoever commits without one. Errors: UnknownJob."""
+        if self.job(name).units != globs:
+            self._index.write(
+                lambda records: records.put_job(replace(_known_job(name, records.job(name)), units=globs))
+            )
+
     def job(self, name: str) -> Job:
         """Errors: UnknownJob."""
         return _known_job(name, self._index.read(lambda records: records.job(name)))

@@ -129,25 +129,28 @@ class Lifecycle(Revisions):
 
     # deletion
 
-    def delete(self, checkpoints: Sequence[str]) -> None:
+    def delete(self, checkpoints: Sequence[str], *, by_policy: bool = False) -> None:
         """Move all of `checkpoints` (ids) to the trash, or none. Works on a full disk, too.
 
+        `by_policy`: nobody has named them; what somebody has tagged since the policy was asked stays as what is pinned.
         Errors: UnknownCheckpoint, CheckpointLeased, CheckpointPinned.
         """
         unique = list(dict.fromkeys(checkpoints))
         now_ns = time.time_ns()
 
         def work(records: Records) -> list[Manifest]:
-            return [self._deleted(one, records, now_ns) for one in unique]
+            return [self._deleted(one, records, now_ns, by_policy) for one in unique]
 
         # Without a sync: the files are for when the index is lost, and then these are the lesser loss.
         self._with_reserve(lambda: self._mark(work, "delete:manifest", sync=False))
 
-    def _deleted(self, checkpoint: str, records: Records, now_ns: int) -> Manifest:
+    def _deleted(self, checkpoint: str, records: Records, now_ns: int, by_policy: bool) -> Manifest:
         """Mark it deleted, inside a write: who leases it from now on waits for that, and looks at the record again."""
         head = known(checkpoint, records.by_id(checkpoint))
         if head.pinned:
             raise CheckpointPinned(f"Checkpoint {head.id} ({place(head)}) is pinned: checkpoint unpin it first.")
+        if by_policy and head.tags:
+            raise CheckpointPinned(f"Checkpoint {head.id} ({place(head)}) is tagged {', '.join(head.tags)}: it stays.")
         path = self._lease_path(checkpoint)
         lock = locks.try_exclusive(path)
         if lock is None:
@@ -233,7 +236,7 @@ def known(reference: str, found: T | None) -> T:
 
 
 def place(head: Checkpoint) -> str:
-    return f"{head.job}/{head.name}@{head.ordinal}"
+    return head.place
 
 
 def _changed(head: Checkpoint, records: Records) -> Manifest:

@@ -19,6 +19,7 @@ from .briefs import Brief
 from .tables import Table, id_key, id_of, job_prefix
 
 SORTABLE = ("step", "train_loss", "eval_loss", "size")  # what a brief says
+_PARENT = b"parent"  # a record without one does not name the field either
 _LITERAL = re.compile(r"[A-Za-z0-9_./=-]+")  # what a record holds as it is, in whichever form
 
 
@@ -65,26 +66,21 @@ class Listings(BlobRecords):
 
     def smallest(self, job: str | None, states: Collection[State], by: str, limit: int) -> list[Checkpoint]:
         """The first `limit` in the order of one of SORTABLE; those that do not say come last, equals in id order."""
-        all_of_them = ((id, brief) for _, id, brief in self.all_briefs()) if job is None else self.briefs(job)
-        keys = ((getattr(brief, by), id) for id, brief in all_of_them if brief.state in states)
-        chosen = nsmallest(limit, ((said is None, said or 0, id) for said, id in keys))
-        return list(self._readable(id for *_, id in chosen))
+        rows = self._from(Table.BY_JOB, b"") if job is None else self._items(Table.BY_JOB, job_prefix(job))
+        said = ((getattr(brief, by), key[-16:]) for key, brief in self._briefs(rows) if brief.state in states)
+        chosen = nsmallest(limit, ((value is None, value or 0, key) for value, key in said))
+        return list(self._readable(id_of(key) for *_, key in chosen))
 
     def briefs(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]:
         """The checkpoints of a job in brief, deleted ones too, by their ids."""
         prefix = job_prefix(job)
         items = (self._backwards if newest_first else self._items)(Table.BY_JOB, prefix)
-        for key, row in items:
-            brief = briefs.unpack(key, row) or self._brief(key[len(prefix) :])
-            if brief is not None:
-                yield id_of(key[len(prefix) :]), brief
+        return ((id_of(key[-16:]), brief) for key, brief in self._briefs(items))
 
     def all_briefs(self) -> Iterator[tuple[str, str, Brief]]:
         """(job, id, brief) of every checkpoint, by jobs."""
-        for key, row in self._from(Table.BY_JOB, b""):
-            brief = briefs.unpack(key, row) or self._brief(key[-16:])
-            if brief is not None:
-                yield key[:-17].decode(errors="surrogateescape"), id_of(key[-16:]), brief
+        for key, brief in self._briefs(self._from(Table.BY_JOB, b"")):
+            yield key[:-17].decode(errors="surrogateescape"), id_of(key[-16:]), brief
 
     def tallies(self) -> dict[str, Tally]:
         """The checkpoints of every job that has some, in numbers."""
@@ -100,9 +96,19 @@ class Listings(BlobRecords):
             _count(tally, state, size)
         return tally
 
-    def ids(self) -> Iterator[str]:
-        """All ids in order, also of deleted checkpoints; without reading a record."""
-        return (id_of(key) for key, _ in self._from(Table.CHECKPOINTS, b""))
+    def ids(self, begin: str = "") -> Iterator[str]:
+        """The ids that begin so (lower case), in order, also of deleted checkpoints; without reading a record."""
+        digits = begin.replace("-", "")[:32]
+        first = bytes.fromhex(digits[: len(digits) // 2 * 2])
+        found = (id_of(key) for key, _ in self._items(Table.CHECKPOINTS, first))
+        return (one for one in found if one.startswith(begin))
+
+    def resumed(self, job: str) -> Iterator[Checkpoint]:
+        """The checkpoints of a job, deleted ones too, that say what they were resumed from; only these are read."""
+        for key in self._keys(Table.BY_JOB, job_prefix(job)):
+            row = self._transaction.get(key[-16:], db=self._tables[Table.CHECKPOINTS])
+            if row is not None and _PARENT in row:
+                yield from self._readable([id_of(key[-16:])])
 
     def has_id(self, checkpoint: str) -> bool:
         """Whether a checkpoint of that very id is recorded, deleted or not."""
@@ -126,6 +132,13 @@ class Listings(BlobRecords):
 
     def _ids_in(self, states: Collection[State]) -> list[str]:
         return [id_of(key[-16:]) for key, state, _ in self._counted(b"") if state in states]
+
+    def _briefs(self, items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Brief]]:
+        """The briefs of rows of by_job, under their keys."""
+        for key, row in items:
+            brief = briefs.unpack(key, row) or self._brief(key[-16:])
+            if brief is not None:
+                yield key, brief
 
     def _counted(self, prefix: bytes) -> Iterator[tuple[bytes, State, int]]:
         """(key of by_job, state, size) of every checkpoint whose key begins so."""
@@ -154,13 +167,15 @@ class Listings(BlobRecords):
 
 
 def _count(tally: Tally, state: State, size: int) -> None:
-    tally.available += state is State.AVAILABLE
-    tally.failed += state is State.FAILED
     if state is State.DELETED:
         tally.deleted += 1
         tally.trash_bytes += size
+        return
+    tally.bytes += size
+    if state is State.AVAILABLE:
+        tally.available += 1
     else:
-        tally.bytes += size
+        tally.failed += state is State.FAILED
 
 
 def _literal(glob: str | None) -> bytes:

@@ -24,14 +24,13 @@ from . import locks
 from .codec import manifest_from_json, manifest_to_json
 from .durable import fsync_directory, replace_file
 from .format import prepare
-from .index import Index
+from .index import DATA, Index
 from .layout import Layout
 from .records import Records, blob_sizes
 from .salvage import Salvaged, salvage
 from .validation import fault_of
 
 BATCH = 1000  # checkpoints a transaction
-DATA = "data.mdb"
 
 
 class Rebuilt(Struct, frozen=True):
@@ -90,7 +89,13 @@ def _rebuild(layout: Layout) -> Rebuilt:
 
 def _merged(layout: Layout, old: Salvaged, problems: list[str]) -> Iterator[Manifest]:
     """Every manifest there is, from a file or from the old index, with the state that the old index gives it."""
-    known = dict(old.manifests)
+    known = {}
+    for checkpoint, manifest in old.manifests.items():
+        fault = fault_of(manifest)
+        if fault is None:
+            known[checkpoint] = manifest
+        else:
+            problems.append(f"The index's manifest of {checkpoint} is not to be trusted: {fault}. It is not recorded.")
     for path in sorted(layout.manifests.iterdir()):
         try:
             found = read_manifest(path)
@@ -123,7 +128,7 @@ def _checked(layout: Layout, manifest: Manifest, problems: list[str]) -> Manifes
     lacking = missing_blob(layout, manifest) if head.remote is None else None
     if lacking is None or head.state not in (State.AVAILABLE, State.PENDING):
         return manifest
-    problems.append(f"{head.id} ({head.job}/{head.name}) is failed now: {lacking}")
+    problems.append(f"{head.id} ({head.place}) is failed now: {lacking}")
     return replace(manifest, checkpoint=replace(head, state=State.FAILED, failure=lacking))
 
 

@@ -185,9 +185,18 @@ class Records(ReplicaRecords, Listings):
         if head.ordinal != self.last_ordinal(head.job, head.name):
             self._delete(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal))
         if left is not None:
-            self._put(Table.LEFT, job_prefix(head.job) + name_key(head.job, head.name), left)
+            self._put_left(job_prefix(head.job) + name_key(head.job, head.name), left)
         self.disclaim(self.counted(manifest), inodes)
         self.drop_held(head.id)
+
+    def _put_left(self, key: bytes, left: Left) -> None:
+        """Add to what other versions of the same name have left, which may have been collected in any order."""
+        try:
+            before = self._get(Table.LEFT, key, Left)
+        except CorruptRecord:
+            before = None
+        files = {one[0]: one for one in (*(before.files if before else ()), *left.files)}
+        self._put(Table.LEFT, key, Left(tuple(files.values())))
 
     def left(self, job: str, name: str) -> Left | None:
         return self._get(Table.LEFT, job_prefix(job) + name_key(job, name), Left)

@@ -157,6 +157,6 @@ READINGS: tuple[Reading, ...] = (_full_id, _tag, _pushed, _of_job, _version, _na
 
 
 def _ambiguous(reference: str, found: Sequence[Checkpoint]) -> str:
-    shown = ", ".join(f"{one.id} {one.job}/{one.name}" for one in found[:CANDIDATES])
+    shown = ", ".join(f"{one.id} {one.place}" for one in found[:CANDIDATES])
     more = f" and {len(found) - CANDIDATES} more" if len(found) > CANDIDATES else ""
     return f"{reference!r} fits {len(found)} checkpoints: {shown}{more}. Give more characters of one."

@@ -101,9 +101,13 @@ class Store(Ending, Checks, Connections, Outbox):
         """The first `limit` checkpoints in the order of one of SORTABLE; those that do not say come last."""
         return self._index.read(lambda records: records.smallest(job, states, by, limit))
 
-    def ids(self) -> list[str]:
-        """All ids in order, also of deleted checkpoints; far cheaper than the checkpoints."""
-        return self._index.read(lambda records: list(records.ids()))
+    def ids(self, begin: str = "", limit: int | None = None) -> list[str]:
+        """The first `limit` ids that begin so, in order, also of deleted ones; far cheaper than the checkpoints."""
+        return self._index.read(lambda records: [*islice(records.ids(begin), limit)])
+
+    def resumed(self, job: str) -> list[Checkpoint]:
+        """The checkpoints of a job, deleted ones too, that say which one they were resumed from."""
+        return self._index.read(lambda records: [*records.resumed(job)])
 
     def checkpoint(self, checkpoint: str) -> Checkpoint:
         """Errors: UnknownCheckpoint, also for a deleted one."""

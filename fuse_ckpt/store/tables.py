@@ -166,7 +166,7 @@ class Tables:
         return Named(self._transaction, self._tables[table], kind, table.value, self._problems)
 
     def _get(self, table: Table, key: bytes, kind: type[T]) -> T | None:
-        raw = self._transaction.get(key, db=self._tables[table])
+        raw = self._transaction.get(key, db=self._tables[table]) if key else None  # LMDB refuses an empty key
         return None if raw is None else unseal(key, raw, kind, partial(_describe, table))
 
     def _put(self, table: Table, key: bytes, value: object) -> None:

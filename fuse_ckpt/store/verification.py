@@ -25,7 +25,7 @@ class Damage(Struct, frozen=True):
     """A file of a checkpoint whose bytes in the store are not the ones that were stored."""
 
     checkpoint: str  # id
-    name: str  # JOB/NAME
+    name: str  # JOB/NAME@N, or NAME@N
     path: str
     digest: str
     what: str  # is wrong with the blob
@@ -52,7 +52,7 @@ def examine(
     wrong = _Verifier(layout, sizes, from_disk).run(progress)
     wrong |= {digest: f"blob {digest} has no record in the index" for digest in sizes.keys() - recorded - wrong.keys()}
     return [
-        Damage(one.checkpoint.id, f"{one.checkpoint.job}/{one.checkpoint.name}", entry.path, entry.digest, what)
+        Damage(one.checkpoint.id, one.checkpoint.place, entry.path, entry.digest, what)
         for one in manifests
         for entry in (*one.entries, *one.companions)
         if (what := wrong.get(entry.digest))

@@ -61,7 +61,10 @@ def fetch(
         entries = selection.chosen(store.manifest(checkpoint.id).entries, include)
         places.refuse_ours(destination, store.layout.root, "--destination")
         fresh = _is_fresh(destination, checkpoint.id, force)
-        with _partial(destination, checkpoint.id, fresh) as (partial, partial_fd):
+        with (
+            places.told_where_full(str(destination), "make room, or choose another --destination"),
+            _partial(destination, checkpoint.id, fresh) as (partial, partial_fd),
+        ):
             kept = _write_all(store, entries, partial, partial_fd, progress)
             if fresh:
                 partial.rename(destination)
@@ -151,11 +154,14 @@ def _write_all(
             present.add(entry.path)
             advance(entry.size)
 
-    def write(entry: Entry) -> None:
-        _write_file(store, entry, root_fd, stop.between(advance))
-
     lanes.run_by_size(LANES, list(files.values()), _size_of, look, stop)
     missing = [entry for path, entry in files.items() if path not in present]
+    total = selection.total_size(missing)
+
+    def write(entry: Entry) -> None:
+        alone = entry.size >= lanes.LARGE and entry.size * LANES.large > total  # the other lane is done before it
+        _write_file(store, entry, root_fd, stop.between(advance), behind=alone)
+
     _check_room(store, missing, partial)
     lanes.run_by_size(LANES, missing, _size_of, write, stop)
     _write_names(entries, root_fd)
@@ -192,13 +198,13 @@ def _check_room(store: Store, missing: Sequence[Entry], partial: Path) -> None:
     places.check_room(partial, selection.total_size(missing), shares)
 
 
-def _write_file(store: Store, entry: Entry, root_fd: int, advance: copying.Advance) -> None:
+def _write_file(store: Store, entry: Entry, root_fd: int, advance: copying.Advance, *, behind: bool) -> None:
     """Copy the entry's blob to its name and compare the digest of what then is there."""
     with _blob(store, entry) as source, tree.parent(root_fd, entry.path, create=True) as (above, name):
         target = os.open(name, tree.CREATE, 0o600, dir_fd=above)
         try:
             size = os.fstat(source).st_size
-            digest = copying.copy(source, target, entry.size, advance)
+            digest = copying.copy(source, target, entry.size, advance, behind=behind)
             tree.restore(target, entry, 0o400)
         finally:
             os.close(target)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fuse_ckpt.errors import UsageError
 from fuse_ckpt.store import Store, WorkFile
+from fuse_ckpt.transfer import places, tree
 from fuse_ckpt.transfer.fetch import Fetched
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -19,18 +20,23 @@ def fetch_loose(store: Store, job: str, destination: Path) -> Fetched:
     """Copy the files of a job's working tree that no checkpoint holds into `destination`, with their times and modes.
 
     `destination` must be absent or empty; it is there once all files are. A file that is being written is copied as far
-    as it is. Raises UsageError (destination in use), UnknownJob and OSError.
+    as it is. What is there at the end is on the disk. Raises UsageError (destination in use, in a mount of ours or in
+    the store), FuseCkptError (no room), UnknownJob and OSError.
     """
     if os.path.lexists(destination) and (not destination.is_dir() or os.listdir(destination)):
         raise UsageError(f"{destination} is there already and not an empty directory: choose another --destination.")
+    places.refuse_ours(destination, store.layout.root, "--destination")
     files = [file for file in store.work_files(job) if not file.kept]
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.parent / f".{job}.partial-{os.getpid()}"
     partial.mkdir(mode=0o700)
     try:
-        copied = _copy_all(store.layout.work(job), files, partial)
-        partial.chmod(0o755)
+        with places.told_where_full(str(destination), "make room, or choose another --destination"):
+            copied = _copy_all(store.layout.work(job), files, partial)
+            partial.chmod(0o755)
+            tree.sync_disk(partial)  # who has them is about to remove them from the store
         partial.rename(destination)
+        tree.sync_path(destination.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,17 @@ def check_room(directory: Path, needed: int, shares: Callable[[int], bool]) -> N
     raise FuseCkptError(
         f"{directory} has {_size(free)} free, and {_size(needed)} are needed: make room, or choose another disk."
     )
+
+
+@contextlib.contextmanager
+def told_where_full(what: str, way_out: str) -> Iterator[None]:
+    """A disk, or somebody's quota, that fills up after all is a FuseCkptError that says where, and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FuseCkptError(f"{what}: {error.strerror}: {way_out}.") from error
 
 
 @contextlib.contextmanager

@@ -69,7 +69,10 @@ def push(
     if (tagged := store.tagged(name)) is not None:  # a tag is the stronger reference
         raise InvalidName(f"{name} is a tag of {tagged.id}: choose another name, or untag that.")
     selection.check_inside(source.entries)
-    with _spool(store, f"{name}\n{source.identity}") as (spool, spool_fd):
+    with (
+        places.told_where_full(f"The store {store.layout.root}", "make room, with checkpoint delete and gc say"),
+        _spool(store, f"{name}\n{source.identity}") as (spool, spool_fd),
+    ):
         entries = _fill(source, spool, spool_fd, progress)
         paths = [entry.path for entry in entries if entry.kind is not Kind.DIRECTORY]
         failure = source.failure or fault_of(spool_fd, {path: path for path in paths})

@@ -11,11 +11,23 @@ from fuse_ckpt.vfs.handles import Handle
 from fuse_ckpt.vfs.inodes import ROOT, WorkInode
 
 
+async def sync(handle: Handle, *, data_only: bool) -> None:
+    """Sync the bytes of an open file, as its program asks. Raises OSError; then what becomes of it is `failed`.
+
+    After an error of the disk no later fsync tells the truth about the file: the kernel drops what it could not write,
+    and tells that once.
+    """
+    try:
+        await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, handle.fd)
+    except OSError as exc:
+        handle.unsafe = f"its fsync failed: {exc.strerror}"
+        raise
+
+
 async def make_durable(handle: Handle) -> None:
     """Sync the bytes of an open file, then each directory on the way to it.
 
-    After an error of the disk no later fsync tells the truth about the file (the kernel drops what it could not write),
-    so what becomes of it is `failed`. Raises OSError, which close(2) hands to the program.
+    Raises OSError, which close(2) hands to the program; what becomes of the file is `failed` then, see `sync`.
     """
     directories = [
         os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=one.descriptor) for one in _above(handle.inode)

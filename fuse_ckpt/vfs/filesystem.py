@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from fuse_ckpt.vfs.attributes import Attributes, Caller, Changes, Listing
+from fuse_ckpt.vfs.durability import sync
 from fuse_ckpt.vfs.files import WorkFiles
 from fuse_ckpt.vfs.handles import Handle, Handles, ViewFile, read_only
 from fuse_ckpt.vfs.inodes import ROOT, Inode, InodeTable, WorkInode
@@ -197,9 +198,8 @@ class Filesystem:
 
     async def fsync(self, fh: int, data_only: bool) -> None:
         """Make the bytes survive a power cut; the handle stays open meanwhile, for the kernel holds it."""
-        handle = self.handles[fh]
-        if isinstance(handle, Handle):
-            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, handle.fd)
+        if isinstance(handle := self.handles[fh], Handle):
+            await sync(handle, data_only=data_only)
 
     def release_all(self) -> None:
         """The kernel has let go of the filesystem: what it had not released yet, it never will.

@@ -141,12 +141,16 @@ class OutputTree:
         old, new = self.path(parent, name), self.path(new_parent, new_name)
         directory = stat.S_ISDIR(status.st_mode)
         if flags & RENAME_EXCHANGE:
+            self.area.about_to_move(old, new, directory=directory)
+            self.area.about_to_move(new, old, directory=replaced is not None and stat.S_ISDIR(replaced.st_mode))
             renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
             self._swap_names(parent, name, new_parent, new_name)
             self.area.exchanged(old, new, task)
             return
-        if not flags:
-            self._before_rename(old, new, directory)
+        if replaced is None or not flags:  # mv(1) forbids to replace before it tries the other way
+            self.area.about_to_move(old, new, directory=directory)
+            if not directory:
+                self.area.about_to_lose(new, rewritten=True)
         renameat2(parent.descriptor, name, new_parent.descriptor, new_name, flags)
         self._forget(new_parent, new_name, replaced)
         moved = parent.children.get(name)
@@ -278,16 +282,6 @@ class OutputTree:
         for inode in (child, parent):
             if inode is not None:
                 self.table.settle(inode)
-
-    def _before_rename(self, old: str, new: str, directory: bool) -> None:
-        if directory:
-            if self.area.rules.unit_of(f"{new}/file") is None:
-                self.area.lost_below(old)
-            return
-        left, unit = self.area.rules.unit_of(old), self.area.rules.unit_of(new)
-        if left is not None and left != unit and (unit is None or left.prefix == left.name):
-            self.area.about_to_lose(old, rewritten=False)
-        self.area.about_to_lose(new, rewritten=True)
 
     def _swap_names(self, parent: WorkInode, name: bytes, new_parent: WorkInode, new_name: bytes) -> None:
         one, other = parent.children.get(name), new_parent.children.get(new_name)

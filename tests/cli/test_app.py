@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,13 @@ def test_the_help_of_every_command_shows_its_use(program: Any, path: tuple[str, 
         assert "Example" in out
         shown = [line.strip() for line in out.splitlines() if line.startswith("    ") and "fuse-ckpt" in line]
         assert any(f"fuse-ckpt {' '.join(path)}" in line for line in shown), shown
+
+
+@pytest.mark.parametrize("path", list(commands(app.program)), ids=" ".join)
+def test_the_help_shows_its_use_once(program: Any, path: tuple[str, ...]) -> None:
+    text, shown, _ = program(*path, "--help").out.partition("Options:")
+    calls = [line for line in text.splitlines()[1:] if line.strip().startswith("fuse-ckpt ")]
+    assert (calls, bool(shown)) == ([], True)
 
 
 @pytest.mark.parametrize("words", sorted(examples.EXAMPLES))
@@ -158,6 +166,13 @@ def test_help_and_lists_import_nothing_heavy(shelf: Any, arguments: list[str]) -
     assert (done.returncode, done.stderr) == (0, "\n")
 
 
+def test_it_runs_with_a_click_whose_parameters_are_not_generic() -> None:
+    code = "import click; click.ParamType.__class_getitem__ = None; from fuse_ckpt.cli import main; main(['--help'])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -173,6 +188,32 @@ def test_a_usage_error_is_one_line_that_names_the_help(program: Any, arguments: 
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
     assert "--help" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("checkpoint", "fetch", "digits:latest", "--force", "--destination", ""),
+        ("checkpoint", "push", "mine", "--file", ""),
+        ("training", "fetch", "digits", "--destination", ""),
+        ("mount", "digits", ""),
+        ("browse", ""),
+        ("umount", ""),
+        ("storage", "create", "disk", "--provider", "file", "--root", ""),
+        ("--store", "", "checkpoint", "list"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_working_directory(
+    program: Any, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    shelf.put()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/ckpt.pt").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path / "here")
+    result = program(*arguments)
+    assert (result.code, result.out, "it is empty: give a path" in result.err) == (2, "", True)
+    assert (tmp_path / "here/ckpt.pt").read_bytes() == b"mine"
 
 
 def test_a_bug_is_one_line_and_a_traceback_where_it_is_asked_for(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +245,26 @@ def test_ctrl_c_exits_as_a_shell_has_it(program: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(access, "existing_store", interrupted)
     result = program("checkpoint", "list")
     assert (result.code, result.err.strip()) == (130, "")
+
+
+LOADED = """
+import os, signal, sys
+
+class Impatient:
+    def find_spec(self, name, path, target=None):
+        if name == "fuse_ckpt.cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Impatient())
+from fuse_ckpt.cli import main
+sys.exit(main(["--help"]))
+"""
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_no_traceback() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_reader_that_has_gone_is_no_traceback(shelf: Any) -> None:

@@ -49,6 +49,15 @@ def test_one_unit_alone_leaves_the_others(program: Program, shelf: Shelf, left: 
     assert program("checkpoint", "commit", "digits").out.count("Committed") == 2
 
 
+def test_units_are_told_as_the_last_mount_told_them(program: Program, shelf: Shelf, left: Path) -> None:
+    """S7: `--unit GLOB` overrides. By other rules all that is committed would be new, under other names."""
+    shelf.store.note_units("digits", ("*.bin", "checkpoint-1/*"))
+    assert program("checkpoint", "commit", "digits/checkpoint-1/weights.bin").code == 0
+    assert [one.name for one in shelf.store.checkpoints("digits")] == ["checkpoint-1/weights.bin"]
+    shelf.store.note_units("digits", ())
+    assert shelf.store.job("digits").units == ()
+
+
 def test_the_root_checkpoint_has_an_empty_name(program: Program, shelf: Shelf, left: Path) -> None:
     (left / "config.json").write_bytes(b"{}")
     said = program("checkpoint", "commit", "digits/")

@@ -232,7 +232,7 @@ def test_damage_is_a_line_each_marked_and_passed_over(shelf: Shelf, program: Pro
     assert said.code == 4
     lines = said.out.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"{second} (digits/step-2): 'a': blob ")
+    assert lines[0].startswith(f"{second} (digits/step-2@1): 'a': blob ")
     assert lines[0].endswith(f"is damaged: its bytes have another digest. The same bytes are in {third}.")
     assert said.err.startswith("2 checkpoints of 3 damaged: ")
     assert program("checkpoint", "inspect", "digits:latest", "--json").out.find(third) > 0

@@ -98,7 +98,7 @@ def test_wait_for_one_that_failed_says_why(program: Any, shelf: Any) -> None:
     found = shelf.put(failure=TORN)
     result = program("checkpoint", "wait", "digits/ckpt.pt")
     assert (result.code, result.out) == (1, "")
-    assert result.err == f"{found.id} (digits/ckpt.pt) failed: {TORN}.\n"
+    assert result.err == f"{found.id} (digits/ckpt.pt@1) failed: {TORN}.\n"
 
 
 def test_wait_ends_when_what_it_waits_for_fails(shelf: Any, start: Start) -> None:
@@ -128,6 +128,12 @@ def test_wait_says_when_the_time_is_up_and_looks_seldom(
     assert "fuse-ckpt training checkpoints digits --all" in result.err
     assert result.err.count("\n") == 1
     assert len(looks) <= 2 + 0.5 / following.LOOK
+
+
+def test_wait_for_what_is_of_no_job_says_where_to_look(program: Any, shelf: Any) -> None:
+    shelf.put()
+    result = program("checkpoint", "wait", "no-such-tag", "--timeout", "0")
+    assert (result.code, '"fuse-ckpt checkpoint list" tells what there is' in result.err) == (1, True)
 
 
 @pytest.mark.parametrize("arguments", [("",), ("digits/ckpt.pt", "--timeout", "-1"), ("x", "--status", "gone")])

@@ -233,6 +233,29 @@ def test_a_pinned_one_is_not_deleted(program: Any, shelf: Any) -> None:
     assert program("checkpoint", "delete", "--yes", one.id).code == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("delete --yes base", "(base@1) is pinned"),
+        ("show base", "(base@1)"),
+        ("scan base", "(base@1)"),
+        ("diff base held", "(base@1) and "),
+        ("wait torn", "(torn@1) failed"),
+        ("tag base held", "(held-one@1): --force"),
+        ("inspect {}", " base@1, "),
+        ("gc --trash-ttl 0", "(gone): deleted"),
+    ],
+)
+def test_a_pushed_one_is_called_by_its_own_name(program: Any, shelf: Any, command: str, said: str) -> None:
+    made = {name: shelf.put(name, job="") for name in ("held-one", "base", "gone")}
+    shelf.put("torn", job="", failure="torn")
+    shelf.store.tag(made["held-one"].id, "held")
+    shelf.store.pin(made["base"].id)
+    shelf.store.delete([made["gone"].id])
+    result = program("checkpoint", *command.format(made["base"].id[:4]).split())
+    assert said in result.out + result.err
+
+
 COMMANDS = (["delete", "--yes"], ["pin"], ["unpin"], ["tag"], ["untag"])
 
 

@@ -10,7 +10,7 @@ from fuse_ckpt.cli import render
 from fuse_ckpt.cli.ancestry import Ancestry
 from fuse_ckpt.cli.lineage import Drawing, document
 from fuse_ckpt.model import Checkpoint, Job, Metadata, Provenance, Run, RunStatus, Shape, State
-from fuse_ckpt.store import Store
+from fuse_ckpt.store import Store, codec, tables
 
 PUSHED = ""  # the job of pushed checkpoints
 HERE = Provenance("box", "anna", "/home/anna", "4f2a1b9c" * 5, True, {"python": "3.11", "torch": "2.13.0"})
@@ -179,6 +179,26 @@ def test_what_was_saved_by_hand_is_a_branch_of_its_own(program: Any, shelf: Any,
     lines = program("checkpoint", "lineage", first[0]).out.splitlines()
     assert lines[-3:-1] == ["● by-hand: (mounted by hand)", f"│ resumed from {first[0][-8:]}"]
     assert mine[-8:] in lines[-1]
+
+
+def test_of_jobs_that_were_mounted_by_hand_only_what_was_resumed_is_read(
+    program: Any, shelf: Any, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = family.run("digits", 1)
+    for job in ("by-hand", *(f"other-{number}" for number in range(5))):
+        shelf.store.ensure_job(job, 1)
+        for _ in range(10):
+            family.save(job, None, first[0] if job == "by-hand" else None)
+    read: list[str] = []
+
+    def counted(key: bytes, record: bytes, kind: type, describe: Any) -> Any:
+        found: object = codec.unseal(key, record, kind, describe)
+        read.extend([found.job] if isinstance(found, Checkpoint) else [])
+        return found
+
+    monkeypatch.setattr(tables, "unseal", counted)
+    assert "by-hand" in program("checkpoint", "lineage", first[0]).out
+    assert set(read) == {"digits", "by-hand"}
 
 
 def test_a_pushed_checkpoint_is_a_root_of_its_own(program: Any, shelf: Any, family: Family) -> None:

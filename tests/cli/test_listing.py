@@ -143,6 +143,28 @@ def test_an_unknown_job_is_not_found(program: Any, shelf: Any, store_exists: boo
     assert shelf.root.exists() == store_exists
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "training checkpoints JOB",
+        "training inspect JOB",
+        "training delete JOB --yes",
+        "training fetch JOB",
+        "checkpoint list --job JOB",
+        "checkpoint gc --job JOB",
+        "checkpoint plot JOB",
+        "checkpoint commit JOB",
+        "checkpoint wait JOB/NAME",
+    ],
+)
+@pytest.mark.parametrize("job", ["", "nobody", "x" * 600])
+def test_every_command_says_which_job_it_does_not_know(program: Any, shelf: Any, command: str, job: str) -> None:
+    shelf.put()
+    result = program(*(word.replace("JOB", job) for word in command.split()))
+    assert (result.code, result.out) == (3, "")
+    assert result.err == f'Unknown training job: {job} (see "fuse-ckpt training list") {{"code":"ET0002"}}\n'
+
+
 def test_listing_where_there_is_no_store_makes_none(program: Any, shelf: Any) -> None:
     assert program("checkpoint", "list").rows == []
     assert program("checkpoint", "list", "--json").out == "[]\n"

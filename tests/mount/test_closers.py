@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import MountJob
 from tests.mount.harness import PROGRAM, Mount, wait_until
 from tests.semantics.parity import put
+from tests.staging.test_processes import AFTER_REAPING
 
 pytestmark = pytest.mark.mount
 
@@ -154,6 +155,31 @@ def test_the_later_death_of_who_opened_and_closed_it_is_no_fault_of_what_its_wor
     execute(passthrough, ORPHANED)
     (found,) = passthrough.wait_for("raw.bin")
     assert (passthrough.by_id(found) / "raw.bin").read_bytes() == b"half whole"
+
+
+@pytest.mark.skipif(not AFTER_REAPING, reason="the kernel forgets a death with its process (before Linux 6.15)")
+def test_a_rank_that_is_killed_between_two_files_is_noticed_however_soon_its_parent_waits_for_it(
+    mounted: Mount,
+) -> None:
+    """S12: Better a whole checkpoint called failed than a torn one called available."""
+    saves = 10
+    code = f"""
+    for number in range({saves}):
+        directory = f"{{path}}-{{number}}"
+        os.mkdir(directory)
+        if os.fork() == 0:
+            for name in "ab":
+                Path(directory, name).write_bytes(b"whole")
+            os.kill(os.getpid(), 9)
+        os.wait()
+    """
+    mounted.expect_log("is not whole")
+    program = _PRELUDE + textwrap.dedent(code)
+    subprocess.run([sys.executable, "-c", program, str(mounted.path / "checkpoint")], check=True)
+    for number in range(saves):
+        (one,) = mounted.wait_for(f"checkpoint-{number}", status="failed")
+        assert one.failure == "its writer was killed by signal 9 before it was seen to be finished"
+    assert mounted.committed() == []
 
 
 def test_the_death_of_a_parent_leaves_what_its_worker_still_writes_torn(mounted: Mount) -> None:

@@ -25,6 +25,8 @@ def test_a_destination_inside_a_mount_is_refused(seeded: Desk, mounted_job: Path
             said = seeded.cli("checkpoint", "fetch", "kept/a.bin", "--destination", str(destination), "--force")
             assert (said.returncode, one_line(said.stderr)) == (2, True), said.stderr
             assert "lies in a mount of fuse-ckpt: choose a --destination outside of it" in said.stderr
+        said = seeded.cli("training", "fetch", "kept", "--destination", str(inside[0]))
+        assert (said.returncode, one_line(said.stderr)) == (2, True), said.stderr
         create = ["storage", "create", "here", "--provider", "file", "--root", str(mounted_job)]
         assert seeded.cli(*create).returncode == 0
         to = ["--storage-provider", "here", "--destination-path", "copy"]

@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from fuse_ckpt.model import Metadata
+from fuse_ckpt.store import Store
 from tests.mount.harness import wait_until
 from tests.mount.runs import Desk, one_line, python
+from tests.store.conftest import commit
 
 pytestmark = pytest.mark.mount
 
@@ -37,6 +40,23 @@ def test_an_input_is_leased_recorded_as_parent_and_read_only(desk: Desk) -> None
     assert desk.cli("checkpoint", "delete", parent["id"], "--yes").returncode == 0
     gone = desk.run("third", "-C", parent["id"], command=["true"])
     assert (gone.returncode, gone.stderr) == (125, f"Unknown Checkpoint: {parent['id']}\n")
+
+
+def test_a_newer_checkpoint_that_is_damaged_is_passed_over_in_words(desk: Desk) -> None:
+    with Store.open(desk.store) as store:
+        whole, newer = (
+            commit(store, "m.bin", {"m.bin": content}, metadata=Metadata(resumable=True)) for content in (b"1", b"2")
+        )
+        blob = store.blob_path(store.manifest(newer.id).entries[0].digest)
+    blob.write_bytes(b"x")
+    assert desk.cli("checkpoint", "verify", "--all").returncode == 4
+    resumed = desk.run("next", "-C", "job:latest", command=["true"])
+    assert resumed.returncode == 0
+    said = f"resuming from {whole.id}: the newer {newer.id} (m.bin) is failed: damaged in the store: 'm.bin'"
+    assert said in resumed.stderr
+    by_name = desk.run("other", "-C", whole.id, command=["true"])
+    assert newer.id not in by_name.stderr
+    blob.write_bytes(b"2")
 
 
 def test_an_input_is_leased_from_before_the_command_to_its_end_though_training_run_is_killed(desk: Desk) -> None:

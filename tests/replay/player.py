@@ -49,7 +49,7 @@ class Exits:
     def _of(self, process: int) -> trio.Event:
         return self._events.setdefault(process, trio.Event())
 
-    async def wait(self, process: int) -> str | None:
+    async def wait(self, process: int, _: int | None = None) -> str | None:
         await self._of(process).wait()
         return self._deaths[process]
 

@@ -69,6 +69,7 @@ def _without_processes(monkeypatch: pytest.MonkeyPatch) -> Exits:
     for sync in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, sync, lambda fd: None)
     monkeypatch.setattr("fuse_ckpt.staging.processes._read_process", lambda task: task)
+    monkeypatch.setattr("fuse_ckpt.staging.committer.open_process", lambda process: None)
     monkeypatch.setattr("fuse_ckpt.staging.committer.wait_exit", exits.wait)
     monkeypatch.setattr(trio.to_thread, "run_sync", to_thread)
     with contextlib.suppress(ImportError):

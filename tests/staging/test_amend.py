@@ -168,6 +168,25 @@ def test_a_shard_that_was_missing_makes_it_available_under_the_same_id(run: Run)
     run(story)
 
 
+def test_what_comes_late_does_not_heal_what_was_found_to_be_damaged(run: Run) -> None:
+    """A commit reads nothing again that is a blob already."""
+
+    async def story(trainer: Trainer, _: Committer) -> None:
+        marked(trainer)
+        await later(2)
+        store, first = trainer.store, only(trainer)
+        flip = store.blob_path(store.manifest(first.id).entries[1].digest)
+        flip.write_bytes(b"x" * flip.stat().st_size)
+        store.mark_damaged(first.id, store.examine([first.id]).damage)
+        trainer.save("checkpoint-1/rng_state_1.pth", torch_zip())
+        await later(6)
+        assert [(one.state, one.failure) for one in store.checkpoints("job")] == [
+            (State.FAILED, "damaged in the store: 'weights'")
+        ]
+
+    run(story)
+
+
 def test_more_files_of_a_failed_one_are_kept_for_salvage_under_its_id(run: Run) -> None:
     async def story(trainer: Trainer, committer: Committer) -> None:
         trainer.mkdir("checkpoint-1")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from fuse_ckpt.model import Shape, Unit
+from fuse_ckpt.staging import load_all
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.store import Store
-from tests.staging.trainer import ME, OTHER, UNSEEN, Clock, Trainer, key_of, new_area, torch_zip
+from tests.staging.trainer import JOB, ME, OTHER, UNSEEN, Clock, Trainer, key_of, new_area, torch_zip
 
 STEP = Unit("checkpoint-1", Shape.DIRECTORY)
 
@@ -75,6 +77,22 @@ def test_a_file_written_after_the_rename_ends_the_haste(trainer: Trainer) -> Non
     trainer.rename("checkpoint-1.tmp", "checkpoint-1")
     trainer.save("checkpoint-1/late")
     assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_a_directory_renamed_inside_a_unit_does_not_finish_it(trainer: Trainer) -> None:
+    """The parts of a composite are each written aside and renamed, one after the other."""
+    trainer.mkdir("checkpoint-1")
+    trainer.mkdir("checkpoint-1/tmp_model")
+    trainer.save("checkpoint-1/tmp_model/a")
+    trainer.rename("checkpoint-1/tmp_model", "checkpoint-1/model")
+    assert trainer.due() == {"checkpoint-1": 5}
+
+
+def test_a_directory_of_units_renamed_into_place_finishes_each(trainer: Trainer) -> None:
+    trainer.mkdir("all.tmp")
+    save_step(trainer, "all.tmp/checkpoint-1")
+    trainer.rename("all.tmp", "checkpoints")
+    assert trainer.due() == {"checkpoints/checkpoint-1": 0}
 
 
 def test_a_file_renamed_while_it_is_open_holds_its_draft_until_it_is_closed(trainer: Trainer) -> None:
@@ -259,6 +277,49 @@ def test_a_rename_over_a_complete_flat_file_seals_it_first(trainer: Trainer) -> 
     assert trainer.due() == {"a.pt": 0.2}
 
 
+def test_a_directory_that_is_moved_into_another_unit_is_kept_with_its_own_first(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.mkdir("checkpoint-1/optimizer")
+    trainer.save("checkpoint-1/optimizer/state")
+    trainer.mkdir("best")
+    trainer.rename("checkpoint-1/optimizer", "best/optimizer")
+    assert trainer.queued() == [("checkpoint-1", ["checkpoint-1/optimizer/state", "checkpoint-1/weights"])]
+    assert [unit.name for unit in trainer.area.drafts] == ["best"]
+
+
+def test_a_unit_whose_newest_file_has_gone_is_kept_when_it_is_renamed_away(trainer: Trainer) -> None:
+    save_step(trainer)
+    trainer.save("checkpoint-1/last")
+    os.unlink(trainer.work / "checkpoint-1/last")
+    trainer.rename("checkpoint-1", "checkpoint-1.tmp")
+    assert trainer.queued() == [("checkpoint-1", ["checkpoint-1/weights"])]
+
+
+def test_a_unit_that_a_removal_has_made_whole_is_due_and_kept(trainer: Trainer) -> None:
+    """A program that could not write a file removes what there is of it."""
+    save_step(trainer)
+    trainer.save("checkpoint-1/half.json", b"{")
+    (draft,) = trainer.area.drafts.values()
+    trainer.area.not_whole(draft, trainer.area.inspect(draft.unit)[1])
+    assert trainer.due() == {}
+    trainer.remove("checkpoint-1/half.json")
+    assert trainer.due() == {"checkpoint-1": 5}
+    trainer.rmtree("checkpoint-1")
+    assert trainer.queued() == [("checkpoint-1", ["checkpoint-1/weights"])]
+
+
+def test_seals_keep_their_order_when_the_clock_goes_back(
+    trainer: Trainer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash their times alone tell which version is the later one."""
+    trainer.save("a.pt", torch_zip(b"1"))
+    trainer.rewrite("a.pt", torch_zip(b"2"))
+    monkeypatch.setattr(time, "time_ns", lambda: 5)
+    trainer.rewrite("a.pt", torch_zip(b"3"))
+    queued = [sealed.directory for sealed in trainer.area.queue]
+    assert [sealed.directory for sealed in load_all(store.layout.pending(JOB), clean=False)] == queued
+
+
 def test_what_is_incomplete_is_destroyed_without_a_seal(trainer: Trainer) -> None:
     trainer.save("a.pt", torch_zip()[:-30])
     trainer.remove("a.pt")
@@ -381,7 +442,7 @@ def test_a_mark_beside_a_checkpoint_holds_it_until_it_goes(trainer: Trainer, clo
     unit = Unit("checkpoints/step=10-last.ckpt", Shape.FLAT)
     fault = trainer.area.inspect(unit)[1]
     assert fault == "checkpoints/step=10-last-unfinished says that the save was not finished"
-    trainer.area.not_whole(trainer.area.drafts[unit])
+    trainer.area.not_whole(trainer.area.drafts[unit], trainer.area.inspect(unit)[1])
     clock.now += 100
     assert trainer.due() == {}
     trainer.remove("checkpoints/step=10-last-unfinished")

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from fuse_ckpt import faults
 from fuse_ckpt.model import State
 from fuse_ckpt.staging import Committer, load_all, why_stuck
 from fuse_ckpt.staging.committer import RETRY_COMMIT
+from fuse_ckpt.staging.journal import Sealed
 from tests.staging.conftest import Run
 from tests.staging.trainer import JOB, OTHER, UNSEEN, Trainer, key_of, torch_zip
 
@@ -146,6 +148,62 @@ def test_a_hard_link_shares_the_blob_and_has_its_own_checkpoint(run: Run) -> Non
         file = trainer.work / "best.pt"
         links = file.stat().st_nlink
         assert links - trainer.area.sealed.hidden_links(key_of(file), links) == 2
+
+    run(story)
+
+
+def test_a_file_opened_by_another_units_name_while_a_seal_is_prepared_is_not_sealed(run: Run) -> None:
+    """Its writer would write into a committed checkpoint: the draft that it was opened by is another one."""
+
+    async def story(trainer: Trainer, _: Committer) -> None:
+        trainer.save("epoch-1.pt", torch_zip(b"first"))
+        trainer.link("epoch-1.pt", "last.pt")
+        key = key_of(trainer.work / "last.pt")
+        prepare = trainer.area.prepare
+
+        def opened_meanwhile(*arguments: Any) -> Sealed | None:
+            sealed = prepare(*arguments)
+            trainer.area.prepare = prepare  # type: ignore[method-assign]
+            trainer.area.opened("last.pt", key, trainer.task, changed=False)
+            return sealed
+
+        trainer.area.prepare = opened_meanwhile  # type: ignore[method-assign, assignment]
+        await later(2)
+        assert trainer.checkpoints() == {}
+        assert key not in trainer.area.sealed
+        (trainer.work / "last.pt").write_bytes(torch_zip(b"second"))
+        trainer.area.released(key, changed=True, names=["epoch-1.pt", "last.pt"])
+        await later(2)
+        assert trainer.checkpoints() == {
+            "epoch-1.pt@1": {"epoch-1.pt": torch_zip(b"second")},
+            "last.pt@1": {"last.pt": torch_zip(b"second")},
+        }
+
+    run(story)
+
+
+def test_what_is_removed_while_its_seal_is_prepared_is_kept_and_holds_nothing_up(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The removal seals it first. That a thread then does not find it is no failure, and no reason to wait."""
+
+    async def story(trainer: Trainer, _: Committer) -> None:
+        trainer.save("a.pt", torch_zip(b"first"))
+        prepare = trainer.area.prepare
+
+        def removed_meanwhile(*arguments: Any) -> Sealed | None:
+            trainer.area.prepare = prepare  # type: ignore[method-assign]
+            trainer.remove("a.pt")
+            return prepare(*arguments)
+
+        trainer.area.prepare = removed_meanwhile  # type: ignore[method-assign, assignment]
+        await later(0.3)
+        trainer.save("a.pt", torch_zip(b"second"))
+        await later(0.3)
+        assert trainer.checkpoints() == {
+            "a.pt@1": {"a.pt": torch_zip(b"first")}, "a.pt@2": {"a.pt": torch_zip(b"second")}
+        }  # fmt: skip
+        assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
     run(story)
 
@@ -283,6 +341,28 @@ def test_a_commit_that_fails_stops_no_other(run: Run, point: str, caplog: pytest
         assert (sealed / "journal.json").exists()
         assert "the disk says no" in (sealed / "error").read_text()
         assert sum("cannot commit" in record.message for record in caplog.records) == 1
+
+    run(story)
+
+
+def test_a_failed_fsync_is_believed_of_every_name_of_the_file(run: Run) -> None:
+    """The kernel tells of it once: another draft's fsync of the same inode would say that all is well."""
+
+    async def story(trainer: Trainer, committer: Committer) -> None:
+        trainer.save("epoch-1.pt", torch_zip())
+        trainer.link("epoch-1.pt", "last.pt")
+        once = [OSError(errno.EIO, "the disk says no")]
+
+        def hook(reached: str) -> None:
+            if reached == "adopt:fsync" and once:
+                raise once.pop()
+
+        with faults.install(hook):
+            await later(2)
+        (one,) = trainer.store.checkpoints(JOB)
+        (entry,) = trainer.store.manifest(one.id).entries
+        assert one.name == "last.pt"
+        assert key_of(trainer.store.blob_path(entry.digest)) != key_of(trainer.work / "last.pt")
 
     run(story)
 

@@ -198,9 +198,7 @@ class Programs(RuleBasedStateMachine):
         source, target = self.work / old, self.work / new
         if target.is_file() and key_of(source) == key_of(target):
             return
-        left, unit = self.area.rules.unit_of(old), self.area.rules.unit_of(new)
-        if left is not None and left != unit and (unit is None or left.prefix == left.name):
-            self.area.about_to_lose(old, rewritten=False)
+        self.area.about_to_move(old, new, directory=False)
         if target.is_file():
             self.about_to_destroy(new)
             replaced = key_of(target)
@@ -215,8 +213,7 @@ class Programs(RuleBasedStateMachine):
         source, target = self.work / old, self.work / new
         if not source.is_dir() or os.path.lexists(target) or not target.parent.is_dir() or new.startswith(old):
             return
-        if self.area.rules.unit_of(f"{new}/file") is None:
-            self.area.lost_below(old)
+        self.area.about_to_move(old, new, directory=True)
         os.rename(source, target)
         self.area.renamed(old, new, os.getpid(), directory=True)
 
@@ -275,7 +272,7 @@ class Programs(RuleBasedStateMachine):
         if not scan.files:
             self.area.drafts.drop(unit)
         elif fault is not None and not self.area.is_over(unit):
-            self.area.not_whole(draft)
+            self.area.not_whole(draft, fault)
         else:
             return self.area.seal(unit, scan, fault)
         return True

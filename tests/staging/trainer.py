@@ -86,6 +86,7 @@ class Trainer:
 
     def rename(self, old: str, new: str) -> None:
         directory = stat.S_ISDIR((self.work / old).lstat().st_mode)
+        self.area.about_to_move(old, new, directory=directory)
         if not directory:
             self.area.about_to_lose(new, rewritten=True)
         os.rename(self.work / old, self.work / new)

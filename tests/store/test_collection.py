@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import lmdb
 import pytest
 
 from fuse_ckpt import faults
 from fuse_ckpt.errors import Collecting, CorruptRecord, UnknownCheckpoint
-from fuse_ckpt.model import SCAN_RULES, Checkpoint, InodeKey, Scan
-from fuse_ckpt.store import Layout, Store
+from fuse_ckpt.model import SCAN_RULES, Checkpoint, InodeKey, Scan, State
+from fuse_ckpt.store import Layout, Store, parse_policy
 from fuse_ckpt.store.accounts import Space
 from fuse_ckpt.store.collection import Cleared, Collected
 
@@ -137,6 +141,23 @@ def test_a_restored_one_is_not_collected(store: Store, save: Save) -> None:
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("way", ["tag", "pin", "lease"])
+def test_what_somebody_holds_since_the_plan_was_made_stays(store: Store, save: Save, way: str) -> None:
+    saved = [save(store, f"step_{n}", {"a": bytes([n])}) for n in range(4)]
+    plan = store.plan(time.time_ns(), policy=parse_policy("keep-last=1"), ttl_ns=0)
+    held = saved[1].id
+    with contextlib.ExitStack() as stack:
+        if way == "lease":
+            stack.enter_context(store.lease(held, "a run"))
+        else:
+            _ = store.tag(held, "precious") if way == "tag" else store.pin(held)
+        done = store.tidy(plan, "the test")
+    assert [one.id for one in done.collected] == [saved[0].id, saved[2].id]
+    assert list(done.kept) == [held]
+    assert store.checkpoint(held).state is State.AVAILABLE
+    assert (store.tagged("precious") is not None) is (way == "tag")
+
+
 def test_collecting_twice_is_collecting_once(store: Store, save: Save) -> None:
     one = rotated(store, save, "x", {"a": b"1"})
     store.delete([one.id])
@@ -170,6 +191,24 @@ def test_a_file_of_the_working_tree_keeps_its_bytes_and_is_sealed_no_more(store:
     again = save(store, "x", {"a": b"data"})
     assert store.verify() == []
     assert again.ordinal == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_versions_of_a_name_left_is_known_in_whatever_order_they_were_collected(
+    store: Store, save: Save, order: tuple[int, int]
+) -> None:
+    """Else the next mount takes the files of the newest one for new: what was deleted would come back."""
+    work = store.layout.work("job")
+    both = [save(store, "a", {"config": b"{}", "model": content}) for content in (b"one", b"other")]
+    for name, data in (("config", b"{}"), ("model", b"other")):
+        (work / name).write_bytes(data)
+        os.utime(work / name, ns=(1, 1))
+    with store.collecting("a test"):
+        for at in order:
+            store.delete([both[at].id])
+            store.collect([both[at].id])
+    assert store.was_collected("job", "a", [("config", 2, 1), ("model", 5, 1)])
+    assert not store.was_collected("job", "a", [("config", 2, 1), ("model", 3, 1)])
 
 
 def test_how_often_blobs_went_is_counted(store: Store, save: Save) -> None:
@@ -430,6 +469,20 @@ def test_what_would_come_free_is_told_before(store: Store, save: Save) -> None:
     store.delete([held.id])
     assert store.space([own.id]) == Space(free=4 * BLOCK)  # the trash does not count
     assert store.space([]) == Space()
+
+
+def test_what_each_would_free_is_told_in_one_go(store: Store, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_ckpt.store.accounts._AT_ONCE", 7)
+    saved = [save(store, f"s{n}", {"a": bytes([n // 2]), "b": b"%d" % n, "c": b"all"}) for n in range(20)]
+    shutil.rmtree(store.layout.work("job"))  # which holds what comes free
+    store.delete([one.id for one in saved[::3]])
+    asked = [one.id for one in saved]
+    assert store.frees(asked) == {one: store.space([one]).free for one in asked}
+    assert set(store.frees(asked).values()) == {BLOCK, 2 * BLOCK}
+    read = mock.Mock(side_effect=store.index.read)
+    monkeypatch.setattr(store.index, "read", read)
+    store.frees(asked)
+    assert read.call_count <= 5  # the trash, what it names, and the asked ones by sevens
 
 
 def test_space_is_freed_from_the_oldest_on_and_never_in_vain(store: Store, save: Save) -> None:

@@ -208,6 +208,16 @@ def test_a_manifest_that_cannot_be_trusted_is_named_and_not_recorded(filled: Pat
         assert victim.id not in {one.id for one in store.checkpoints()}
 
 
+def test_a_record_of_a_foreign_index_is_trusted_no_more_than_a_file(root: Path, save: Save) -> None:
+    """Whoever can write a store can write the checksums of its records too."""
+    with Store.open(root) as store:
+        forged = save(store, "a", {"../../outside": b"x"})
+    rebuilt = rebuild(root)
+    assert rebuilt.checkpoints == 0
+    assert all(forged.id in problem for problem in rebuilt.problems)
+    assert "no path inside" in rebuilt.problems[0]
+
+
 def test_a_job_that_is_served_is_named_and_nothing_is_touched(filled: Path) -> None:
     before = (filled / "index" / "data.mdb").read_bytes()
     with Store.open(filled) as store, store.lock_job("job") as lock:
@@ -216,6 +226,34 @@ def test_a_job_that_is_served_is_named_and_nothing_is_touched(filled: Path) -> N
             rebuild(filled)
     assert (filled / "index" / "data.mdb").read_bytes() == before
     assert os.listdir(filled / "index") == ["data.mdb"]
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_whoever_had_the_store_open_goes_on_in_the_new_index(filled: Path, save: Save, looks: bool) -> None:
+    """No mount is in the way of a rebuild, but a push or a notebook may be there: what it records is not to be lost."""
+    with Store.open(filled) as store:
+        before = store.generation()
+        rebuild(filled)
+        if looks:
+            assert store.generation() > before
+            assert len(store.checkpoints()) == 3
+        told_once = store.generation()
+        late = save(store, "late", {"m": b"late"})
+        assert store.generation() > told_once
+    with Store.open(filled) as store:
+        store.recover()
+        assert store.resolve("job/late@1").id == late.id
+        assert store.verify() == []
+
+
+def test_while_its_file_is_gone_an_open_index_is_all_that_there_is(filled: Path, save: Save) -> None:
+    with Store.open(filled) as store:
+        (filled / "index" / "data.mdb").unlink()
+        late = save(store, "a", {"m": b"late"}, job="job")
+        assert (len(store.checkpoints()), late.ordinal) == (4, 3)
+    rebuild(filled)
+    with Store.open(filled) as store:
+        assert store.resolve("job/a@3").id == late.id
 
 
 # -- the doctor -------------------------------------------------------------------------------------------------------
@@ -276,6 +314,35 @@ def test_what_only_a_person_can_decide_is_left_as_it_is(filled: Path) -> None:
     (one,) = mend(filled)
     assert one.cure is None
     assert (draft / "m0").read_bytes() == b"the only copy"
+
+
+def torn_draft(root: Path, name: str, **links: Path) -> Path:
+    draft = root / "jobs" / "job" / "pending" / name
+    draft.mkdir()
+    (draft / "journal.json").write_bytes(b"")
+    for link, file in links.items():
+        os.link(file, draft / link)
+    return draft
+
+
+@pytest.mark.parametrize("drafts", [[["m0"], ["m0"]], [["m0", "m1"]]])
+def test_torn_drafts_that_have_the_last_names_of_a_file_are_not_all_removed(
+    filled: Path, drafts: list[list[str]]
+) -> None:
+    """A hard link makes a file a member twice, and its own names may have gone before the power did."""
+    file = filled / "tmp" / "only"
+    file.write_bytes(b"the only copy")
+    made = [torn_draft(filled, f"torn{at}", **dict.fromkeys(links, file)) for at, links in enumerate(drafts)]
+    file.unlink()
+    mend(filled)
+    assert [path.read_bytes() for draft in made for path in draft.glob("m0")] == [b"the only copy"]
+
+
+def test_a_draft_with_names_that_are_no_utf8_is_not_torn(filled: Path) -> None:
+    draft = torn_draft(filled, "sealed", m0=next((filled / "blobs").glob("*/*")))
+    (draft / "journal.json").write_text(json.dumps({"files": [{"path": "w\udc80"}]}))
+    assert mend(filled) == []
+    assert (draft / "m0").exists()
 
 
 # -- flipped bits -----------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_what_is_not_there_or_deleted_is_unknown(reference: str) -> None:
 def test_an_ambiguous_fragment_lists_the_candidates() -> None:
     with pytest.raises(InvalidReference) as caught:
         resolve("019f", CATALOG)
-    assert f"fits 5 checkpoints: {A1.id} job/c.pt, {A2.id} job/c.pt" in str(caught.value)
+    assert f"fits 5 checkpoints: {A1.id} job/c.pt@1, {A2.id} job/c.pt@2" in str(caught.value)
     assert GONE.id not in str(caught.value)
 
 

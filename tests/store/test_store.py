@@ -141,6 +141,17 @@ def test_ids_increase_when_the_clock_goes_back(store: Store, save: Save, monkeyp
     assert [first.id, *later] == sorted({first.id, *later})
 
 
+def test_ids_are_found_by_their_beginning_whatever_its_length(store: Store, save: Save) -> None:
+    made = [save(store, f"{number}.pt", {"f": b"data"}).id for number in range(20)]
+    store.delete(made[3:5])
+    for length in range(37):
+        for one in (made[0], made[-1], "ffffffff-ffff-ffff-ffff-ffffffffffff"):
+            begin = one[:length]
+            assert store.ids(begin) == [each for each in made if each.startswith(begin)], begin
+    assert store.ids(limit=3) == made[:3]
+    assert store.ids(made[0] + "0") == store.ids("-" + made[0]) == store.ids("a" * 4000) == []
+
+
 def test_a_checkpoint_without_its_blobs_is_not_published(store: Store) -> None:
     entry = Entry("a", Kind.FILE, 0o644, 1, 3, blake3(b"abc").hexdigest())
     with pytest.raises(CommitFailed, match="not in the store"):
@@ -357,8 +368,8 @@ def test_verify_names_the_checkpoint_and_the_file(
     other = save(store, "y", {"b": b"data"})
     harm(store.blob_path(blake3(b"data").hexdigest()))
     first, second = store.verify()
-    assert first.startswith(f"{one.id} (job/x): 'a': ")
-    assert second.startswith(f"{other.id} (job/y): 'b': ")
+    assert first.startswith(f"{one.id} (job/x@1): 'a': ")
+    assert second.startswith(f"{other.id} (job/y@1): 'b': ")
     assert said in first
     assert store.verify([other.id]) == [second]
 

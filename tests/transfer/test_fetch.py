@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
-from fuse_ckpt.errors import Busy, Corrupt, CorruptBlob, FuseCkptError, NotFound, UnknownCheckpoint, UsageError
+from fuse_ckpt.errors import (
+    Busy,
+    CheckpointLeased,
+    Corrupt,
+    CorruptBlob,
+    FuseCkptError,
+    NotFound,
+    UnknownCheckpoint,
+    UsageError,
+)
 from fuse_ckpt.model import Checkpoint, Entry, Kind
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import copying, fetch
@@ -258,12 +268,36 @@ def test_a_disk_with_too_little_room_is_refused_before_a_byte_is_written(
     fetch(store, publish(store, [file(store, "a", b"12345")]), out)  # where extents are shared none is needed
 
 
+def test_a_file_that_outweighs_the_others_is_hashed_behind_the_writing(
+    store: Store, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, large = copying.copy, b"large" * (4 << 20)
+    apart: dict[int, bool] = {}
+
+    def noted(source: int, target: int, size: int, advance: copying.Advance, *, behind: bool) -> str:
+        apart[size] = behind
+        return real(source, target, size, advance, behind=behind)
+
+    monkeypatch.setattr(copying, "copy", noted)
+    checkpoint = publish(store, [file(store, "large", large), file(store, "small", b"small")])
+    fetch(store, checkpoint, out)
+    assert apart == {len(large): True, 5: False}
+    assert (out / "large").read_bytes() == large
+    store.blob_path(blake3(large).hexdigest()).chmod(0o600)
+    with store.blob_path(blake3(large).hexdigest()).open("r+b") as blob:
+        blob.seek(len(large) - 1)
+        blob.write(b"!")
+    with pytest.raises(CorruptBlob, match="large are damaged"):
+        fetch(store, checkpoint, out.parent / "again")
+    assert os.listdir(out.parent) == ["out"]
+
+
 def test_a_disk_that_fills_up_leaves_nothing(store: Store, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object) -> str:
+    def full(*arguments: object, **more: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(copying, "copy", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FuseCkptError, match="out: No space left on device: make room, or choose another"):
         fetch(store, publish(store, [file(store, "a", b"12345")]), out)
     assert os.listdir(out.parent) == []
 
@@ -306,6 +340,21 @@ def test_the_longest_destination_name_works(store: Store, out: Path) -> None:
 def test_missing_parents_of_the_destination_are_made(store: Store, out: Path) -> None:
     fetch(store, publish(store, [file(store, "a", b"x")]), out / "x/y")
     assert tree(out) == ["x", "x/y", "x/y/a"]
+
+
+def test_a_checkpoint_is_leased_while_it_is_fetched(store: Store, out: Path) -> None:
+    checkpoint = publish(store, [file(store, "a", b"12345")])
+    refused: list[str] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(CheckpointLeased, match="in use by a fetch") as caught:
+            store.delete([checkpoint.id])
+        refused.append(str(caught.value))
+
+    fetch(store, checkpoint, out, progress=meanwhile)
+    assert refused
+    assert (out / "a").read_bytes() == b"12345"
+    store.delete([checkpoint.id])
 
 
 def test_a_deleted_checkpoint_cannot_be_fetched(store: Store, out: Path) -> None:

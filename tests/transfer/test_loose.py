@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fuse_ckpt.errors import UnknownJob, UsageError
+from fuse_ckpt.errors import FuseCkptError, UnknownJob, UsageError
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import Fetched, fetch_loose
+from fuse_ckpt.transfer import Fetched, fetch_loose, places
 
 
 @pytest.fixture
@@ -45,12 +45,24 @@ def test_an_empty_destination_is_written_into_and_another_is_not(store: Store, t
         fetch_loose(store, "job", out)
 
 
+def test_a_destination_in_the_store_or_in_a_mount_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="lies in the store"):
+        fetch_loose(store, "job", store.layout.work("job") / "again")
+    assert sorted(os.listdir(store.layout.work("job"))) == ["logs", "pipe"]
+    monkeypatch.setattr(places, "_mounted_type", lambda real: places.FSTYPE)
+    with pytest.raises(UsageError, match="lies in a mount of fuse-ckpt"):
+        fetch_loose(store, "job", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["store"]
+
+
 def test_what_cannot_be_copied_leaves_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfileobj", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FuseCkptError, match="out: No space left on device: make room, or choose another"):
         fetch_loose(store, "job", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["store"]
 

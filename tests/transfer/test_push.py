@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_nothing(store: Store, source: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(copying, "copy", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FuseCkptError, match=r"The store .*: No space left on device: make room"):
         pushed(store, source)
     assert (store.checkpoints(), incoming(store)) == ([], [])
 

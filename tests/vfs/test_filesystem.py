@@ -102,3 +102,24 @@ def test_fsync_of_any_handle_is_done(kernel: Kernel, data_only: bool) -> None:
     fh = kernel.open(b"a.dat", os.O_RDONLY)
     run(kernel.filesystem.fsync, fh, data_only)
     kernel.release(fh)
+
+
+def test_a_file_whose_fsync_has_failed_is_never_silently_fine(
+    mount: Mounted, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of what it could not write once: the fsync of the commit would find nothing amiss."""
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fh = kernel.create(b"a.dat")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fails)
+        fails_with(errno.EIO, run, kernel.filesystem.fsync, fh, False)
+    kernel.release(fh)
+    mount.commit()
+    (failed,) = mount.store.checkpoints(JOB)
+    assert failed.failure == "a.dat was not closed by its program: its fsync failed: Input/output error"
+    kernel.put(b"a.dat", b"written anew")
+    mount.commit()
+    assert [str(one.state) for one in mount.store.checkpoints(JOB)] == ["failed", "available"]

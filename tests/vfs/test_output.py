@@ -12,6 +12,7 @@ import pytest
 
 from fuse_ckpt.staging import Area
 from fuse_ckpt.vfs import Caller, Changes
+from fuse_ckpt.vfs.output import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.vfs.kernel import CALLER, JOB, Kernel, Mounted, run
 
 
@@ -185,14 +186,34 @@ def test_a_unit_renamed_away_before_it_was_committed_is_kept_under_its_new_name(
     assert names(mount) == ["checkpoint-2@1"]
 
 
-def test_a_unit_renamed_to_a_temporary_name_is_kept_under_its_old_one(mount: Mounted, kernel: Kernel) -> None:
-    """Some trainers move a checkpoint away before they remove it."""
-    kernel.mkdir(b"checkpoint-1")
-    kernel.put(b"checkpoint-1/a", b"a")
-    kernel.rename(b"checkpoint-1", b"checkpoint-1.tmp")
-    kernel.unlink(b"checkpoint-1.tmp/a")
+@pytest.mark.parametrize("flags", [0, RENAME_NOREPLACE])
+@pytest.mark.parametrize("unit", [b"checkpoint-1", b"a.dat"])
+def test_a_unit_renamed_to_a_temporary_name_is_kept_under_its_old_one(
+    mount: Mounted, kernel: Kernel, unit: bytes, flags: int
+) -> None:
+    """Some trainers move a checkpoint away before they remove it; mv(1) asks not to replace anything."""
+    below = b"/a" if unit == b"checkpoint-1" else b""
+    if below:
+        kernel.mkdir(unit)
+    kernel.put(unit + below, b"a")
+    kernel.rename(unit, unit + b".tmp", flags)
+    kernel.unlink(unit + b".tmp" + below)
     mount.commit()
-    assert names(mount) == ["checkpoint-1@1"]
+    assert names(mount) == [f"{unit.decode()}@1"]
+
+
+@pytest.mark.parametrize("unit", [b"best", b"a.dat"])
+def test_what_an_exchange_gives_a_temporary_name_is_kept(mount: Mounted, kernel: Kernel, unit: bytes) -> None:
+    below = b"/a" if unit == b"best" else b""
+    for name in (unit, unit + b".tmp"):
+        if below:
+            kernel.mkdir(name)
+        kernel.put(name + below, name)
+    kernel.rename(unit, unit + b".tmp", RENAME_EXCHANGE)
+    kernel.unlink(unit + b".tmp" + below)
+    mount.commit()
+    kept = [mount.store.manifest(one.id).entries[0] for one in mount.store.checkpoints(JOB)]
+    assert [mount.store.blob_path(entry.digest).read_bytes() for entry in kept] == [unit, unit + b".tmp"]
 
 
 def test_a_file_opened_under_one_name_is_closed_under_another(mount: Mounted, kernel: Kernel) -> None:
