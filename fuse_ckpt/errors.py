@@ -30,7 +30,8 @@
     │   ├── CredentialsRefused
     │   ├── PermissionRefused
     │   ├── BucketMissing
-    │   └── Unreachable
+    │   ├── Unreachable
+    │   └── Withdrawn
     ├── MountFailed              1  this machine cannot mount, or the mount went wrong
     ├── NotReached               1  what was waited for did not come
     └── NotStarted             125  `training run` failed before its command began
@@ -195,6 +196,17 @@ class BucketMissing(StorageFailed):
 
 class Unreachable(StorageFailed):
     """Nobody answers at the endpoint, or no longer."""
+
+
+class Withdrawn(StorageFailed):
+    """Bytes that a part names belong to earlier groups, and those are being deleted."""
+
+    def __init__(self, groups: frozenset[str]) -> None:
+        super().__init__(
+            f"The object store is giving up the bytes of {', '.join(sorted(groups))}, which a newer checkpoint names: "
+            "send them again."
+        )
+        self.groups = groups
 
 
 class MountFailed(FuseCkptError):

@@ -10,6 +10,9 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from fuse_ckpt.copies import Replica as Replica
+from fuse_ckpt.copies import Replication as Replication
+from fuse_ckpt.copies import Stage as Stage
 from fuse_ckpt.errors import InvalidJobName
 
 JOB_NAME_MAX = 200  # bytes; a job is a directory's name, and a lock's name that adds a suffix (NAME_MAX is 255)
@@ -118,6 +121,8 @@ class Connection(Struct, frozen=True, omit_defaults=True):
     credentials_file: str | None = None  # None: the provider's usual chain of environment, profile, instance
     creates_once: bool | None = None  # what a probe found: of two conditional creates, one wins
     probed_ns: int | None = None
+    exclusive: bool = False  # one machine alone writes there: no condition is needed
+    attached: str | None = None  # BUCKET/PREFIX ("": all of a directory) whose checkpoints are listed here
 
 
 class Checkpoint(Struct, frozen=True, omit_defaults=True):
@@ -151,6 +156,8 @@ class Checkpoint(Struct, frozen=True, omit_defaults=True):
     deleted_ns: int | None = None  # when it was deleted; the bytes go some time later
     deleted_from: State | None = None  # what it was until then, and is again when it is restored
     origin: Origin | None = None  # pushed ones only
+    remote: str | None = None  # the connection that has its bytes, of which some or all are not here
+    described: bool = False  # `remote` ones only: what it is made of is known here
 
     @property
     def place(self) -> str:
@@ -255,6 +262,7 @@ class Run(Struct, frozen=True, omit_defaults=True):
     ended_ns: int | None = None
     exit_code: int | None = None  # 128 + n where signal n ended it
     provenance: Provenance | None = None  # None: the run is older than the recording of it
+    replication: Replication | None = None  # as which node of which attempt it ran
 
 
 class Job(Struct, frozen=True, omit_defaults=True):
@@ -265,6 +273,7 @@ class Job(Struct, frozen=True, omit_defaults=True):
     retain: str | None = None  # the retention policy that its mounts apply, in the grammar of `--retain`
     trash_ttl_ns: int | None = None  # how long its deleted checkpoints can be restored; None: a week
     min_free: int | None = None  # bytes of the disk that its mounts keep free
+    replication: Replication | None = None  # where its checkpoints are copied to
     units: tuple[str, ...] = ()  # the globs by which its last mount told its units
 
 

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_ckpt.cli import formats
-from fuse_ckpt.errors import UnknownCheckpoint, UnknownJob
+from fuse_ckpt.errors import StorageFailed, UnknownCheckpoint, UnknownJob
 
 if TYPE_CHECKING:
     from fuse_ckpt.cli.settings import Settings
     from fuse_ckpt.model import Checkpoint
     from fuse_ckpt.session import PendingUnit
     from fuse_ckpt.store import Store
+
+LOOK_PATIENCE = 5.0  # seconds for an object store to answer what is nice to know
 
 
 @contextmanager
@@ -69,6 +71,30 @@ def store_with(settings: Settings, *references: str) -> Iterator[tuple[Store, li
             raise UnknownCheckpoint(references[0])
         found = {each.id: each for each in (store.resolve(reference) for reference in references)}
         yield store, list(found.values())
+
+
+def brought(store: Store, found: Checkpoint, settings: Settings) -> Checkpoint:
+    """The checkpoint with all its bytes here; what is in an object store alone is fetched. Raises StorageFailed."""
+    if found.remote is None:
+        return found
+    from fuse_ckpt import session
+    from fuse_ckpt.cli.resumable import SHORT, resumable
+
+    with resumable(f"from {found.remote} {found.id[-SHORT:]}", settings) as progress:
+        return session.bring(store, found, settings.environment, progress=progress)
+
+
+def described(store: Store, found: Checkpoint, settings: Settings) -> Checkpoint:
+    """The checkpoint, with what it is made of known here, if its object store answers; else that is said."""
+    if found.remote is None or found.described:
+        return found
+    from fuse_ckpt import session
+
+    try:
+        return session.bring(store, found, settings.environment, whole=False, patience=LOOK_PATIENCE)
+    except StorageFailed as error:
+        click.echo(formats.visible(f"What files it has is not known here: {error}"), err=True)
+        return found
 
 
 def pending(store: Store, job: str) -> list[PendingUnit]:

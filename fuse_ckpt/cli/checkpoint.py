@@ -127,8 +127,9 @@ def _fits(name: str, wanted: _Wanted) -> bool:
 def inspect_checkpoint(settings: Settings, reference: str, as_json: bool) -> None:
     """Tell everything about one checkpoint, its files and their digests."""
     with access.store_with(settings, reference) as (store, [found]):
+        found = access.described(store, found, settings)
         manifest = store.manifest(found.id)
-        document = inspection.of_checkpoint(manifest, scanning.kept(store, manifest))
+        document = inspection.of_checkpoint(manifest, scanning.kept(store, manifest), store.replica(found.id))
     click.echo(render.to_json(document) if as_json else render.to_yaml(document))
 
 

@@ -147,11 +147,12 @@ def _done(store: Store, plan: Plan, min_free: int) -> Document:
     tidied = store.tidy(plan, f"Process {os.getpid()} (checkpoint gc)", PATIENCE)
     store.recover()  # what crashes left
     reasons = {each.id: reason for each, _, reason in _fates(plan, 0)}
-    gone = {each.id: each for each in (*tidied.removed, *tidied.collected)}
+    gone = {each.id: each for each in (*tidied.evicted, *tidied.removed, *tidied.collected)}
     rows = [_row(each, False, reasons.get(each.id, "")) for each in gone.values()]
-    collected = {each.id for each in tidied.collected}
+    collected, evicted = ({each.id for each in some} for some in (tidied.collected, tidied.evicted))
     for row in rows:
         row["collected"] = row["id"] in collected
+        row["evicted"] = row["id"] in evicted
     cleared = tidied.cleared
     disk = os.statvfs(store.layout.root)
     return {
@@ -206,7 +207,7 @@ def _say(document: Document, *, colour: bool) -> None:
 
 def _say_done(document: Document) -> None:
     for row in document["checkpoints"]:
-        what = "Collected" if row["collected"] else "Moved to the trash"
+        what = "Collected" if row["collected"] else "Let go here of" if row["evicted"] else "Moved to the trash"
         place = f"{row['job']}/{row['name']}" if row["job"] else row["name"]
         click.echo(formats.visible(f"{what} {row['id']} ({place}): {row['reason']}"))
     for checkpoint, why in document.get("leftAlone", {}).items():

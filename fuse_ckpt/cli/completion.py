@@ -168,12 +168,12 @@ def attach(command: click.Command, words: str = "") -> None:
 
 
 def _kind(param: click.Parameter, words: str) -> click.ParamType[Any] | None:
-    if param.name == "connection" or (words in _WITH_CONNECTION and isinstance(param, click.Argument)):
+    if param.name in ("connection", "replicate") or (words in _WITH_CONNECTION and isinstance(param, click.Argument)):
         return ConnectionName()
     shown = getattr(param, "metavar", None) or param.name or ""
     kind = _KINDS.get(shown.removesuffix("...").upper())
     return None if kind is None else kind()
 
 
-_WITH_CONNECTION = ("storage probe", "storage delete")
+_WITH_CONNECTION = ("storage probe", "storage delete", "storage attach", "storage detach", "storage sync")
 _KINDS: dict[str, type[_Named]] = {"JOB": JobName, "REF": Reference, "TAG": TagName}

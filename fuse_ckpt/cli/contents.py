@@ -37,6 +37,7 @@ def show(settings: Settings, reference: str, each: bool, as_json: bool) -> int:
     with access.store_with(settings, reference) as (store, [found]):
         from fuse_ckpt import contents
 
+        found = access.brought(store, found, settings)
         seen = contents.look(store.manifest(found.id).entries, store.open_blob)
         total = contents.summed(seen.tensors)
     if as_json:
@@ -61,6 +62,7 @@ def diff(settings: Settings, before: str, after: str, as_json: bool, as_code: bo
     with access.store_with(settings, before, after) as (store, found):
         from fuse_ckpt import contents
 
+        found = [access.brought(store, each, settings) for each in found]
         first, second = found[0], found[-1]
         entries = store.manifest(first.id).entries, store.manifest(second.id).entries
         with render.progress_bar("diff", colour=settings.colour) as progress:

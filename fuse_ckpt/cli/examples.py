@@ -14,6 +14,7 @@ EXAMPLES: Mapping[str, Examples] = {
             "fuse-ckpt training run digits --restart -C digits:latest --if-any -- python train.py",
             "the same line for the first start and every other",
         ),
+        ("fuse-ckpt training run digits --replicate lake -- python train.py", "copied to an object store meanwhile"),
     ),
     "training checkpoints": (
         ("fuse-ckpt training checkpoints digits", "what can be used"),
@@ -114,11 +115,21 @@ EXAMPLES: Mapping[str, Examples] = {
     ),
     "storage list": (("fuse-ckpt storage list", "all connections, no secrets"),),
     "storage probe": (("fuse-ckpt storage probe s3", "can several machines share it?"),),
+    "storage attach": (
+        ("fuse-ckpt storage attach lake", "then: training run digits --replicate lake -- python train.py"),
+        ("fuse-ckpt storage attach lake --path models/team-a", "not below models/fuse-ckpt, as by default"),
+    ),
+    "storage detach": (("fuse-ckpt storage detach lake", "what lies there stays"),),
+    "storage sync": (
+        ("fuse-ckpt storage sync lake", "what a run that was killed has left to copy"),
+        ("fuse-ckpt storage sync lake --job digits", "also what it saved before it replicated"),
+    ),
     "storage delete": (("fuse-ckpt storage delete s3", "the connection; its objects stay"),),
     "training delete": (("fuse-ckpt training delete digits --dry-run", "what goes, and what that frees"),),
     "training fetch": (("fuse-ckpt training fetch digits --destination logs", "what is in no checkpoint"),),
     "checkpoint wait": (
         ("fuse-ckpt checkpoint wait digits/checkpoint-500", "prints its id once it is there"),
+        ("fuse-ckpt checkpoint wait digits/checkpoint-500 --status replicated", "once it is safe elsewhere"),
         ("fuse-ckpt checkpoint wait digits:latest --timeout 600 && python evaluate.py", "the first that can be used"),
     ),
     "checkpoint watch": (

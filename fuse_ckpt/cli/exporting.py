@@ -47,6 +47,7 @@ def export_checkpoint(
     """
     with access.store_with(settings, reference) as (store, [found]):
         warn_of_failure(found)
+        found = access.brought(store, found, settings)
         from fuse_ckpt import transfer
 
         known = store.connection(connection)

@@ -35,7 +35,11 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 @click.command("wait", short_help="Wait until one is available.")
 @click.argument("reference", metavar="REF")
 @click.option(
-    "--status", type=click.Choice(["available"]), default="available", show_default=True, help="What to wait for."
+    "--status",
+    type=click.Choice(["available", "replicated"]),
+    default="available",
+    show_default=True,
+    help="What to wait for; replicated: it is in an object store, whole.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0), default=1800, show_default=True, metavar="S", help="Seconds to wait."
@@ -43,7 +47,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 @click.option("--json", "as_json", is_flag=True, help="Print its record as JSON instead of its id.")
 @click.pass_obj
 def wait(settings: Settings, reference: str, status: str, timeout: float, as_json: bool) -> None:
-    """Wait until a checkpoint is available, then print its id.
+    """Wait until a checkpoint is available, or replicated, then print its id.
 
     REF may name what is not there yet: JOB/NAME, JOB/NAME@N, JOB:latest, JOB:best, a tag, a pushed checkpoint. A job
     that is not there has 10 seconds to appear; an id that is not there is an error at once, and so is a checkpoint that
@@ -56,7 +60,7 @@ def wait(settings: Settings, reference: str, status: str, timeout: float, as_jso
         while True:
             generation = store.generation()
             found = _available(store, reference)
-            if found is not None:
+            if found is not None and (status == "available" or _is_replicated(store, found)):
                 break
             if not _await_change(store, generation, deadline):
                 raise NotReached(f"{reference} is not {status} after {timeout:g} s{_hint(_job_of(reference))}.")
@@ -89,6 +93,17 @@ def _available(store: Store, reference: str) -> Checkpoint | None:
     if found.state == "failed":
         raise NotReached(f"{found.id} ({found.place}) failed: {found.failure}.")
     return found if found.state == "available" else None
+
+
+def _is_replicated(store: Store, found: Checkpoint) -> bool:
+    """Raises NotReached where it never will be."""
+    replica = store.replica(found.id)
+    if replica is not None and replica.is_over and replica.stage != "replicated":
+        raise NotReached(f"The copy of {found.id} in {replica.storage} is {replica.stage}: {replica.reason}.")
+    job = store.job(found.job) if replica is None and found.job else None
+    if replica is None and (job is None or job.replication is None):
+        raise NotReached(f"{found.id} is copied to no object store: training run --replicate, storage sync --job.")
+    return replica is not None and replica.stage == "replicated"
 
 
 def _await_change(store: Store, generation: int, deadline: float) -> bool:

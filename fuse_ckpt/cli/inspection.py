@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING
 from fuse_ckpt.cli import formats
 
 if TYPE_CHECKING:
-    from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Provenance, Run
+    from fuse_ckpt.model import Checkpoint, Entry, Job, Manifest, Provenance, Replica, Run
     from fuse_ckpt.store import Tally
 
 Document = dict[str, object]
 
 
-def of_checkpoint(manifest: Manifest, scan: Document | None = None) -> Document:
-    """Everything that the store knows of a checkpoint. `scan`: what a scan of its files has found, if it is known."""
+def of_checkpoint(manifest: Manifest, scan: Document | None = None, replica: Replica | None = None) -> Document:
+    """Everything that the store knows of a checkpoint. `scan`: what a scan of its files has found, if it is known;
+    `replica`: how its copy in an object store is, if it is to have one."""
     checkpoint = manifest.checkpoint
+    more: Document = {} if scan is None else {"scan": scan}
+    if replica is not None:
+        copy = {"storage": replica.storage, "state": replica.words, "group": replica.group, "problem": replica.reason}
+        more["replica"] = {**copy, "here": checkpoint.remote is None}
     return {
         "kind": "checkpoint",
         "metadata": {"name": checkpoint.name, "id": checkpoint.id},
         "spec": _origin(checkpoint),
-        "status": _status(manifest) | ({} if scan is None else {"scan": scan}),
+        "status": _status(manifest) | more,
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from fuse_ckpt.cli import formats, render
 
 if TYPE_CHECKING:
-    from fuse_ckpt.model import Checkpoint
+    from fuse_ckpt.model import Checkpoint, Replica
     from fuse_ckpt.session import PendingUnit
 
 Record = dict[str, object]  # the JSON form of one row
@@ -26,7 +26,14 @@ COLUMNS = {
     "INFERENCE READY": "inferenceReady",
     "TIMESTAMP": "timestamp",
 }
-WIDE_COLUMNS = {**COLUMNS, "SIZE": "sizeBytes", "STATUS": "status", "RESUMABLE": "resumable", "TAGS": "tags"}
+WIDE_COLUMNS = {
+    **COLUMNS,
+    "SIZE": "sizeBytes",
+    "STATUS": "status",
+    "RESUMABLE": "resumable",
+    "TAGS": "tags",
+    "REPLICATED": "replicated",
+}
 STORE_COLUMNS = {"ID": "id", "JOB": "job", **{k: v for k, v in COLUMNS.items() if k != "ID"}, "STATUS": "status"}
 
 TRASH_COLUMNS = {**STORE_COLUMNS, "REMAINING": "remaining"}
@@ -60,6 +67,12 @@ def record(checkpoint: Checkpoint) -> Record:
         "tags": list(checkpoint.tags),
         "job": checkpoint.job,
     }
+
+
+def replicated(checkpoint: Checkpoint, replica: Replica | None) -> Record:
+    """A committed checkpoint's row, with how its copy in an object store is."""
+    words = "local" if replica is None else replica.words
+    return record(checkpoint) | {"replicated": words if checkpoint.remote is None else f"{words}, not here"}
 
 
 def deleted_records(checkpoints: Iterable[Checkpoint], expiries: Mapping[str, int], now_ns: int) -> list[Record]:

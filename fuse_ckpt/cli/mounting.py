@@ -10,8 +10,10 @@ import click
 
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.grouping import grouping_options
+from fuse_ckpt.cli.replicating import node_options, replicating_options
 from fuse_ckpt.cli.rules import GivenPath, keeping_options
 from fuse_ckpt.cli.settings import INPUT_VARIABLE, OUTPUT_VARIABLE, Settings, absolute
+from fuse_ckpt.errors import UnknownCheckpoint
 
 data_path_option = click.option(
     "--data-path",
@@ -44,6 +46,7 @@ _DIRECTORY = GivenPath(readable=False)  # a dead mount is not, and is to be unmo
 @data_path_option
 @durability_option
 @keeping_options
+@replicating_options
 @click.pass_obj
 def mount(
     settings: Settings,
@@ -61,7 +64,10 @@ def mount(
     check_job_name(job)
     parent = None
     if reference is not None:
-        with access.store_with(settings, reference) as (_, [found]):
+        with access.existing_store(settings) as store:
+            if store is None:
+                raise UnknownCheckpoint(reference)
+            found = session.find_input(store, reference, lambda line: click.echo(formats.visible(line), err=True))
             parent = found.id
             if found.state == "failed":
                 click.echo(f"{found.id} is a failed checkpoint: {formats.visible(found.failure or '')}", err=True)
@@ -71,7 +77,7 @@ def mount(
         mountpoint=absolute(directory),
         parent=parent,
         verbose=settings.verbose,
-        **chosen,
+        **node_options(settings.environment, chosen),
     )
 
     def ready(mounted: session.Mounted) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fuse_ckpt.cli import access, formats, listing
 from fuse_ckpt.cli.grouping import grouping_options
 from fuse_ckpt.cli.mounting import data_path_option, durability_option
+from fuse_ckpt.cli.replicating import node_options, replicating_options
 from fuse_ckpt.cli.rules import keeping_options
 from fuse_ckpt.cli.settings import OUTPUT_VARIABLE, Settings, absolute
 from fuse_ckpt.errors import FuseCkptError, NotStarted, UsageError
@@ -37,7 +39,6 @@ _PLATFORM_VALUES = (
     ("--requirements-path", "-q"),
     ("--dataset", "-D"),
     ("--accels", "-a"),
-    ("--nodes", "-n"),
     ("--secret", "-S"),
     ("--build-secret",),
     ("--affinity",),
@@ -121,6 +122,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Iterable[str]) ->
 @data_path_option
 @durability_option
 @keeping_options
+@replicating_options
+@click.option("--prefetch", is_flag=True, help="With -C: fetch all of it from its object store before COMMAND begins.")
+@click.option("--no-drain", is_flag=True, help="With --replicate: do not wait at the end until all is copied.")
 @_platform_flags
 @click.pass_context
 def run(
@@ -128,10 +132,8 @@ def run(
     /,
     job: str,
     reference: str | None,
-    if_any: bool,
-    force: bool,
-    restart: bool,
     variables: dict[str, str],
+    no_drain: bool,
     **chosen: Any,
 ) -> int:
     """Run COMMAND and keep every checkpoint that it saves.
@@ -139,10 +141,12 @@ def run(
     COMMAND finds its output directory in FLEXAI_OUTPUT_CHECKPOINT_DIR and, with -C, the checkpoint's files in
     FLEXAI_INPUT_CHECKPOINT_DIR, read-only. Flags of FlexAI's platform (--dataset, --accels, …) mean nothing here.
     """
-    if reference is None and (if_any or force):
+    asked = {name: chosen.pop(name) for name in ("if_any", "force", "restart", "prefetch")}
+    if reference is None and (asked["if_any"] or asked["force"]):
         raise click.UsageError("--if-any and --force say more about -C: give a checkpoint with -C REF.", ctx)
     settings = ctx.ensure_object(Settings)
     environment = {**settings.environment, **variables}
+    chosen = _as_node(ctx, settings, chosen)
     _mention_ignored(ctx.meta.get(_IGNORED_KEY, []))
     with _nothing_started():
         from fuse_ckpt import session
@@ -155,14 +159,26 @@ def run(
             options,
             ctx.meta[_COMMAND_KEY],
             checkpoint=reference,
-            if_any=if_any,
-            force=force,
-            restart=restart,
             environment=environment,
             report=_say,
+            drain=not no_drain,
+            **asked,
         )
     _sum_up(settings, options, finished)
     return finished.exit_code
+
+
+def _as_node(ctx: click.Context, settings: Settings, chosen: dict[str, Any]) -> dict[str, Any]:
+    """`chosen` as the node that this is. Without --replicate, --nodes is a flag of FlexAI's platform."""
+    if chosen["replicate"] is None:
+        for flag in ("nodes", "rank", "attempt"):
+            if chosen[flag] is not None:
+                ctx.meta.setdefault(_IGNORED_KEY, []).append(f"--{flag}")
+            chosen[flag] = None
+    chosen = node_options(settings.environment, chosen)
+    if chosen["nodes"] > 1 and ctx.get_parameter_source("node") is ParameterSource.DEFAULT:
+        chosen["node"] = str(chosen["rank"])
+    return chosen
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ def scan(settings: Settings, reference: str, allow: tuple[str, ...], again: bool
     with access.store_with(settings, reference) as (store, [found]):
         from fuse_ckpt import contents
 
+        found = access.brought(store, found, settings)
         entries = store.manifest(found.id).entries
         kept = {} if again else store.scans(entry.digest for entry in entries if entry.digest)
         scanned = list(contents.scan(entries, store.open_blob, kept))

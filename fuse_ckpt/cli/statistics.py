@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fuse_ckpt.cli import access, render
 from fuse_ckpt.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from fuse_ckpt.model import Job
+    from fuse_ckpt.model import Connection, Job
     from fuse_ckpt.store import Store, Tally
 
 Document = dict[str, Any]
@@ -32,12 +33,23 @@ _JOB = {
     "trashBytes": ("trash_bytes", "gauge", "The same of those that are deleted and not collected yet."),
     "mounted": ("mounted", "gauge", "Whether the job is mounted."),
 }
+_COPIES = {
+    "waiting": ("copies_waiting", "gauge", "Checkpoints that wait to be copied to an object store."),
+    "waitingBytes": ("copies_waiting_bytes", "gauge", "Bytes of them that are still to be sent."),
+    "partial": ("copies_partial", "gauge", "Checkpoints of which other nodes' parts are missing there."),
+    "oldestSeconds": ("copies_oldest_seconds", "gauge", "How long the first of them has waited."),
+}
 _MOUNT = {
     "committed": ("committed_total", "counter", "Checkpoints that the mount has committed."),
     "failed": ("failed_total", "counter", "Of these, those that were not whole."),
     "stuck": ("stuck", "gauge", "Drafts that could not be committed, and wait."),
     "bytes": ("committed_bytes_total", "counter", "Bytes of what the mount has committed."),
     "removed": ("removed_total", "counter", "Checkpoints that the mount has moved to the trash by policy."),
+    "evicted": (
+        "evicted_total",
+        "counter",
+        "Checkpoints whose bytes the mount has let go of: an object store has them.",
+    ),
     "collected": ("collected_total", "counter", "Checkpoints that the mount has collected."),
     "freed": ("freed_bytes_total", "counter", "Bytes that came free by that."),
 }
@@ -68,7 +80,25 @@ def _document(store: Store) -> Document:
     tallies = store.tallies()
     jobs = [_of_job(store, job, tallies.pop(job.name, None)) for job in store.jobs()]
     jobs += [_of_strangers(job, tally) for job, tally in tallies.items()]
-    return {"store": _of_store(store, jobs), "jobs": jobs, "mounts": _mounts(store, jobs)}
+    document = {"store": _of_store(store, jobs), "jobs": jobs, "mounts": _mounts(store, jobs)}
+    copies = [_of_copies(store, each) for each in store.connections() if each.attached is not None]
+    return document | ({"storage": copies} if copies else {})
+
+
+def _of_copies(store: Store, known: Connection) -> Document:
+    """What is on its way to an object store."""
+    outbox = store.outbox(known.name)
+    waiting = [each for each in outbox.values() if each.is_unsent]
+    oldest = min((store.checkpoint(each).committed_ns for each in store.waiting(known.name)), default=None)
+    return {
+        "name": known.name,
+        "path": known.attached,
+        "waiting": len(waiting),
+        "waitingBytes": sum(max(0, each.size - each.sent) for each in waiting),
+        "partial": sum(each.stage == "partial" for each in outbox.values()),
+        "oldestSeconds": 0 if oldest is None else max(0, time.time_ns() - oldest) // 10**9,
+        "problem": next((each.reason for each in waiting if each.reason), None),
+    }
 
 
 def _of_store(store: Store, jobs: list[Document]) -> Document:
@@ -97,6 +127,7 @@ def _of_job(store: Store, job: Job, tally: Tally | None) -> Document:
         "retain": job.retain,
         "trashTtlSeconds": None if job.trash_ttl_ns is None else job.trash_ttl_ns // 10**9,
         "minFreeBytes": job.min_free,
+        "replicate": None if job.replication is None else job.replication.storage,
     }
 
 
@@ -133,6 +164,9 @@ def _exposition(document: Document) -> Iterator[str]:
     yield from _family("checkpoints", "gauge", "Checkpoints by job and state.", counts)
     for key, (name, kind, text) in _JOB.items():
         yield from _family(name, kind, text, [({"job": job["name"]}, int(job[key])) for job in jobs])
+    for key, (name, kind, text) in _COPIES.items():
+        copies = [({"storage": each["name"]}, each[key]) for each in document.get("storage", ())]
+        yield from _family(name, kind, text, copies)
     paths = [({"job": each["job"], "data_path": each["data_path"]}, 1) for each in mounts if "data_path" in each]
     yield from _family("data_path", "gauge", "Who moves the data of a mount.", paths)
     for key, (name, kind, text) in _MOUNT.items():

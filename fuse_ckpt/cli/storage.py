@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import click
 
-from fuse_ckpt.cli import access, formats, render
+from fuse_ckpt.cli import access, formats, render, replicating
 from fuse_ckpt.cli.resumable import patience_option
 from fuse_ckpt.cli.rules import GivenPath
 from fuse_ckpt.cli.settings import Settings, absolute
@@ -30,6 +30,7 @@ _COLUMNS = {
     "REGION": "region",
     "CREDENTIALS": "credentialsFile",
     "SHARED USE": "createsOnce",
+    "ATTACHED": "attached",
 }
 
 
@@ -47,6 +48,7 @@ def storage() -> None:
 @click.option("--root", type=GivenPath(), metavar="DIR", help="With --provider file: its directory.")
 @click.option("--credentials-file", type=GivenPath(), metavar="F", help="With mode 0600; not copied, only named.")
 @click.option("--no-check", is_flag=True, help="Do not try whether it answers.")
+@click.option("--exclusive", is_flag=True, help="One machine alone will replicate to it.")
 @click.pass_obj
 def create(
     settings: Settings,
@@ -58,6 +60,7 @@ def create(
     root: Path | None,
     credentials_file: Path | None,
     no_check: bool,
+    exclusive: bool,
 ) -> None:
     """Give an object store a NAME, and try whether it answers.
 
@@ -72,28 +75,47 @@ def create(
     connection = Connection(
         name=transfer.check_connection_name(name), provider=Provider(provider), created_ns=time.time_ns(),
         endpoint=endpoint, bucket=bucket, region=region, root=None if root is None else str(absolute(root)),
-        credentials_file=None if credentials_file is None else str(absolute(credentials_file)),
+        credentials_file=None if credentials_file is None else str(absolute(credentials_file)), exclusive=exclusive,
     )  # fmt: skip
     transfer.check_connection(connection)
-    said = "not tried" if no_check else _reach(connection, settings)
+    connection, said = (connection, "not tried") if no_check else _reach(connection, settings)
     with Store.open(settings.store) as store:
         store.add_connection(connection)
     click.echo(formats.visible(f"Created storage connection {name} ({_leads_to(connection)}): {said}"))
 
 
-def _reach(connection: Connection, settings: Settings) -> str:
-    """Try whether it answers; what that says. Raises StorageFailed."""
+def _reach(connection: Connection, settings: Settings) -> tuple[Connection, str]:
+    """Try whether it answers, and whether machines can share it; what that says. Raises StorageFailed."""
+    from msgspec.structs import replace
+
     from fuse_ckpt import transfer
-    from fuse_ckpt.errors import BucketMissing, PermissionRefused
+    from fuse_ckpt.errors import BucketMissing, PermissionRefused, UsageError
 
     patience = min(transfer.PATIENCE, 10.0)
     if connection.bucket is not None or connection.root is not None:
-        transfer.Remote(connection, connection.bucket or "", settings.environment, patience).reach()
-        return "it answers"
+        remote = transfer.Remote(connection, connection.bucket or "", settings.environment, patience)
+        remote.reach()
+        try:
+            remote.refuse_ours("", settings.store, "--root")
+        except UsageError:  # what is written there would become a checkpoint; whoever wants to write there is told
+            return connection, "it answers"
+        try:
+            probed = transfer.probe(remote, transfer.Place(connection.bucket or "", ""))
+        except PermissionRefused:
+            return connection, "it answers, and does not let us write"
+        found = replace(connection, creates_once=probed.creates_once, probed_ns=time.time_ns())
+        return found, f"it answers; {_sharing(probed, connection)}"
     # No bucket to ask about: one that is not there tells as well that the endpoint answers and knows the credentials.
     with suppress(BucketMissing, PermissionRefused):
         transfer.Remote(connection, f"fuse-ckpt-{uuid4().hex}", settings.environment, patience).reach()
-    return "it answers; no --bucket was given to try"
+    return connection, "it answers; no --bucket was given to try"
+
+
+def _sharing(probed: Probed, connection: Connection) -> str:
+    if probed.creates_once:
+        return "several machines can share it"
+    alone = "as was asked for" if connection.exclusive else "storage attach --exclusive"
+    return f"of 16 that made one object {probed.winners} were told they had: for one machine's use alone ({alone})"
 
 
 def _leads_to(connection: Connection) -> str:
@@ -124,6 +146,8 @@ def _record(connection: Connection) -> Record:
         "region": connection.region,
         "credentialsFile": connection.credentials_file,
         "createsOnce": connection.creates_once,
+        "exclusive": connection.exclusive,
+        "attached": connection.attached,
         "createdAt": formats.timestamp(connection.created_ns),
         "probedAt": None if connection.probed_ns is None else formats.timestamp(connection.probed_ns),
     }
@@ -185,10 +209,16 @@ def _probed(name: str, probed: Probed) -> Record:
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Forget a connection. What lies in the object store stays there."""
-    from fuse_ckpt.errors import UnknownConnection
+    from fuse_ckpt.errors import Busy, UnknownConnection
 
     with access.existing_store(settings) as store:
         if store is None:
             raise UnknownConnection(name)
+        if store.connection(name).attached is not None:
+            raise Busy(f"{name} is attached: storage detach {name} first.")
         store.drop_connection(name)
     click.echo(f"Deleted storage connection {formats.visible(name)}")
+
+
+for _command in (replicating.attach, replicating.detach, replicating.sync):
+    storage.add_command(_command)

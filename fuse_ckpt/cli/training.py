@@ -26,15 +26,17 @@ for _command in (run, ending.delete_job, ending.fetch_job):
 @training.command("checkpoints", short_help="List what a job saved.")
 @click.argument("job")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, oldest first.")
-@click.option("--wide", is_flag=True, help="Show SIZE, STATUS, RESUMABLE and TAGS too.")
+@click.option("--wide", is_flag=True, help="Show SIZE, STATUS, RESUMABLE, TAGS and REPLICATED too.")
 @click.option("--all", "everything", is_flag=True, help="Add the failed ones, and what is not committed yet.")
 @click.pass_obj
 def list_checkpoints(settings: Settings, job: str, as_json: bool, wide: bool, everything: bool) -> None:
     """List the checkpoints of a job that can be used, oldest first."""
     with access.store_with_job(settings, job) as store:
         # In this order: what is committed in between must not be missing from both.
-        pending = [listing.pending_record(unit, job) for unit in access.pending(store, job)]
-        committed = [listing.record(each) for each in store.checkpoints(job)]
+        pending = [listing.pending_record(unit, job) | {"replicated": ""} for unit in access.pending(store, job)]
+        found = store.checkpoints(job)
+        replicas = store.replicas(each.id for each in found)
+        committed = [listing.replicated(each, replicas.get(each.id)) for each in found]
     usable = [item for item in committed if item["status"] == "available"]
     records = committed + pending if everything else usable
     if as_json:

@@ -20,6 +20,7 @@ import msgspec
 from fuse_ckpt import errors
 from fuse_ckpt.errors import FuseCkptError, MountFailed
 from fuse_ckpt.fuse import mount
+from fuse_ckpt.session import replicating
 from fuse_ckpt.session.options import Mounted, MountOptions
 from fuse_ckpt.store import Store
 
@@ -58,6 +59,7 @@ def prepare(store: Store, options: MountOptions) -> None:
     mount.check_device()
     if options.mountpoint is not None:
         mount.check_mountpoint(options.mountpoint)
+    replicating.check(store, options)
     if options.job is not None:
         store.lock_job(options.job).close()
 

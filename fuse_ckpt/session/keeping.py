@@ -32,6 +32,7 @@ class Kept(Struct):
     """What the keeper has done since the mount."""
 
     removed: int = 0  # moved to the trash
+    evicted: int = 0  # let go of here: they are in an object store, too
     collected: int = 0
     freed: int = 0  # bytes of the disk
     unsealed: int = 0  # working files whose blobs were collected, by whomever
@@ -136,8 +137,11 @@ class Keeper:
         except Collecting:
             self._earliest, self._latest = time.monotonic(), time.monotonic() + TICK
             return
+        for one in tidied.evicted:
+            _log.info("let go of the bytes of %s %r here, by policy; they are in %s", one.id, one.name, one.remote)
         for one in tidied.removed:
             _log.info("removed %s %r, by policy", one.id, one.name)
+        self.done.evicted += len(tidied.evicted)
         self.done.removed += len(tidied.removed)
         self.done.collected += len(tidied.collected)
         self.done.freed += tidied.cleared.free

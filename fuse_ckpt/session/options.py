@@ -6,7 +6,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from fuse_ckpt.model import Run
+from fuse_ckpt.model import Replication, Run
+
+NOWHERE = "none"  # what takes a job's replication back
 
 
 class MountOptions(Struct, frozen=True, omit_defaults=True):
@@ -14,8 +16,8 @@ class MountOptions(Struct, frozen=True, omit_defaults=True):
 
     `mountpoint` None: the job's own place in the store. `parent`: the checkpoint that is its input, leased while it is
     mounted. `supervisor`: a process whose death ends the mount, as soon as nobody uses it any more. `retain`,
-    `trash_ttl_ns` and `min_free` are recorded with the job, see `model.Job`; None leaves what is recorded, `NO_POLICY`
-    and 0 take it back.
+    `trash_ttl_ns`, `min_free` and `replicate` are recorded with the job, see `model.Job`; None leaves what is recorded,
+    `NO_POLICY`, 0 and `NOWHERE` take it back.
     """
 
     store: Path
@@ -35,6 +37,18 @@ class MountOptions(Struct, frozen=True, omit_defaults=True):
     retain: str | None = None
     trash_ttl_ns: int | None = None
     min_free: int | None = None
+    replicate: str | None = None  # the connection that its checkpoints are copied to
+    replicate_rate: int | None = None  # bytes a second
+    rank: int = 0
+    nodes: int = 1
+    attempt: str = ""
+
+    def replication(self, recorded: Replication | None) -> Replication | None:
+        """Where the job's checkpoints are copied to, and as which node's; `recorded`: what held until now."""
+        storage = self.replicate or (recorded.storage if recorded is not None else NOWHERE)
+        if storage == NOWHERE:
+            return None
+        return Replication(storage, self.rank, self.nodes, self.attempt)
 
 
 class Mounted(Struct, frozen=True):

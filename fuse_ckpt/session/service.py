@@ -25,8 +25,11 @@ from fuse_ckpt.fuse import mount
 from fuse_ckpt.fuse.passthrough import Verdict, probe
 from fuse_ckpt.fuse.wire import Wire, can_relay, forget_name
 from fuse_ckpt.session import committing, control
+from fuse_ckpt.session.fetches import Fetches
 from fuse_ckpt.session.keeping import Keeper
 from fuse_ckpt.session.options import Mounted, MountOptions
+from fuse_ckpt.session.replicating import set_replication
+from fuse_ckpt.session.uploads import Uploads
 from fuse_ckpt.session.workplace import take_up
 from fuse_ckpt.staging import Area, Committer, Settings, death_of, wait_exit
 from fuse_ckpt.store import Store
@@ -65,6 +68,8 @@ class Service:
         self._stack = stack
         self._area: Area | None = None
         self._committer: Committer | None = None
+        self._uploads: Uploads | None = None
+        self._fetches: Fetches | None = None
         self._gone = trio.Event()
         self._command: int | None = None  # the process that the supervisor runs
         self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
@@ -90,6 +95,10 @@ class Service:
             if self._committer is not None and self._options.job is not None:
                 nursery.start_soon(self._committer.run)
                 await nursery.start(control.listen, self._store.layout.control(self._options.job), self._answer)
+            if self._uploads is not None:
+                nursery.start_soon(self._uploads.run)
+            if self._fetches is not None:
+                nursery.start_soon(self._fetches.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._obey_signals, nursery)
             if self._options.supervisor is not None:
@@ -116,6 +125,9 @@ class Service:
         store.ensure_job(job, time.time_ns())
         store.set_rules(job, options.retain, options.trash_ttl_ns, options.min_free)
         store.note_units(job, options.units)
+        set_replication(store, options)
+        self._uploads = Uploads(store, job, options.replicate_rate)
+        self._fetches = Fetches(store)
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
@@ -124,6 +136,7 @@ class Service:
         return job_filesystem(
             store, job, place.root_fd, place.area, self._uses, forget_name, show=options.show_checkpoints,
             also=options.parent, durable=options.durability == "close",
+            fetch=self._fetches.fetch,
         )  # fmt: skip
 
     def _browse(self) -> Filesystem:
@@ -251,6 +264,7 @@ class Service:
             "open_files": self._filesystem.open_files,
             "statistics": msgspec.to_builtins(self._committer.statistics),
             "kept": msgspec.to_builtins(self._keeper.done),
+            "uploader": self._uploads.pid if self._uploads is not None else None,
         }
 
 

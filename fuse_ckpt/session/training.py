@@ -24,11 +24,11 @@ from fuse_ckpt.errors import (
     NotExecutable,
     NotStarted,
     NotThere,
-    UnknownCheckpoint,
 )
 from fuse_ckpt.fuse import mount
-from fuse_ckpt.model import Checkpoint, Run, RunStatus, State
-from fuse_ckpt.session import control, daemon
+from fuse_ckpt.model import Run, RunStatus
+from fuse_ckpt.session import control, daemon, replicating
+from fuse_ckpt.session.inputs import accept, chosen_input, find_input
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions
 from fuse_ckpt.session.provenance import Sources
 from fuse_ckpt.store import Store
@@ -37,6 +37,7 @@ OUTPUT_VARIABLE = "FLEXAI_OUTPUT_CHECKPOINT_DIR"
 INPUT_VARIABLE = "FLEXAI_INPUT_CHECKPOINT_DIR"
 
 _SI_KERNEL = 128  # si_code of a signal that a terminal sent to the whole process group
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 
 Report = Callable[[str], None]
@@ -52,27 +53,27 @@ def run_training(
     restart: bool,
     environment: Mapping[str, str],
     report: Report,
+    drain: bool = True,
+    prefetch: bool = False,
 ) -> Finished:
     """Run `command` with the job mounted, and return when it has ended and what it saved is committed.
 
     `environment` is the command's; the two variables are set in it, and where they are set already, that is where the
     job is mounted and the input bound. Raises FuseCkptError before the command has begun, never after; for a command
-    that is not there, before anything is made.
+    that is not there, before anything is made. `drain`: wait at the end until all is copied to where the job replicates
+    to. `prefetch`: have all of the input here before the command begins.
     """
     job = options.job or ""
     with Sources.here() as sources, Store.open(options.store) as store:
-        parent = _input(store, checkpoint, if_any, force)
-        if parent is not None and parent.state is State.FAILED:
-            report(f"resuming from {parent.id}, which is failed: {parent.failure}")
-        if parent is not None and (newer := _passed_over(store, checkpoint or "", parent)) is not None:
-            report(f"resuming from {parent.id}: the newer {newer.id} ({newer.name}) is failed: {newer.failure}")
+        replicating.check(store, options)
+        parent = chosen_input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
+        accept(store, checkpoint or "", parent, force, report)
         program = _find(command[0], environment)
-        if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
-            raise JobExists(job)
+        _refuse_again(store, job, restart)
         daemon.prepare(store, options)
-        store.ensure_job(job, time.time_ns())
-        began = (time.time_ns(), options.node, parent.id if parent else None)
-        run = store.begin_run(job, command, *began, provenance=sources.provenance(program))
+        known = store.ensure_job(job, time.time_ns())
+        came_from = (parent.id if parent else None, sources.provenance(program), options.replication(known.replication))
+        run = store.begin_run(job, command, time.time_ns(), options.node, *came_from)
         options = msgspec.structs.replace(options, parent=run.parent, run=run.id, supervisor=os.getpid())
         try:
             mounted = daemon.start(store, options)
@@ -80,30 +81,13 @@ def run_training(
             store.drop_run(run)
             raise
         report(f"mounted at {mounted.mountpoint}, checkpoints in {mounted.mountpoint}/.checkpoints")
-        return _Session(store, options, mounted, run, report).run(program, command, dict(environment))
+        return _Session(store, options, mounted, run, report, drain).run(program, command, dict(environment))
 
 
-def _input(store: Store, reference: str | None, if_any: bool, force: bool) -> Checkpoint | None:
-    if reference is None:
-        return None
-    try:
-        found = store.resolve(reference)
-    except FuseCkptError as exc:
-        if if_any and isinstance(exc, UnknownCheckpoint):
-            return None
-        raise
-    if found.state is not State.AVAILABLE and not force:
-        raise NotStarted(
-            f"Checkpoint {found.id} is {found.state.value}: {found.failure}. --force resumes from it all the same."
-        )
-    return found
-
-
-def _passed_over(store: Store, reference: str, found: Checkpoint) -> Checkpoint | None:
-    """The newest failed checkpoint of the job that `JOB:latest` would have meant, were it whole."""
-    job, _, word = reference.rpartition(":")
-    failed = store.checkpoints(job, {State.FAILED}, limit=1) if word == "latest" else []
-    return failed[0] if failed and failed[0].id > found.id else None
+def _refuse_again(store: Store, job: str, restart: bool) -> None:
+    """Errors: JobExists."""
+    if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
+        raise JobExists(job)
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:
@@ -124,12 +108,15 @@ def _began(run: Run) -> bool:
 class _Session:
     """One run, from the mount that is ready to the mount that is gone."""
 
-    def __init__(self, store: Store, options: MountOptions, mounted: Mounted, run: Run, report: Report) -> None:
+    def __init__(
+        self, store: Store, options: MountOptions, mounted: Mounted, run: Run, report: Report, drain: bool
+    ) -> None:
         self._store = store
         self._options = options
         self._mounted = mounted
         self._run = run
         self._report = report
+        self._drain = drain  # no more, once a signal has told the command to end
         self._problems: list[str] = []
         self._bound: Path | None = None
 
@@ -190,12 +177,16 @@ class _Session:
             except OSError as exc:
                 self._problems.append(f"the command {command[0]!r} cannot be started: {exc.strerror}")
                 return NotExecutable.exit_code, RunStatus.FAILED
-            code = _wait(child, waited, lambda: control.ask(path, f"died {child.pid}"))
+            code = _wait(child, waited, lambda: control.ask(path, f"died {child.pid}"), self._heard)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if code < 0:
             return 128 - code, RunStatus.INTERRUPTED
         return code, RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED
+
+    def _heard(self, number: int) -> None:
+        if number in _ENDING:  # whoever wants the command to end does not want us to go on for an hour
+            self._drain = False
 
     def _finish(self) -> bool:
         """Commit what is pending, take input and mount away; False where something is left for the next mount."""
@@ -212,7 +203,11 @@ class _Session:
             self._problems.append(f"not committed, kept for the next mount: {statistics['last_error']}")
         if statistics.get("failed"):
             self._problems.append(f"{statistics['failed']} not whole, kept as failed (training checkpoints --all)")
+        if self._drain:
+            replicating.drain(self._store, self._run.job, self._report)
         self._unmount(path)
+        if not self._drain:
+            replicating.tell_rest(self._store, self._run.job, self._report)
         return not statistics.get("stuck") and not answer.get("drafts")
 
     def _unmount(self, path: Path) -> None:
@@ -245,15 +240,22 @@ def _patient(report: Report) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(child: subprocess.Popen[bytes], signals: set[signal.Signals], before_reaping: Callable[[], object]) -> int:
-    """The child's return code, as subprocess gives it: minus the signal that ended it."""
+def _wait(
+    child: subprocess.Popen[bytes],
+    signals: set[signal.Signals],
+    before_reaping: Callable[[], object],
+    heard: Callable[[int], object],
+) -> int:
+    """The child's return code, as subprocess gives it: minus the signal that ended it. `heard` is told of others."""
     while True:
         received = signal.sigwaitinfo(signals)
         if received.si_signo == signal.SIGCHLD:
             code = _reap(child, before_reaping)
             if code is not None:
                 return code
-        elif received.si_code != _SI_KERNEL:  # a terminal has told the child already
+            continue
+        heard(received.si_signo)
+        if received.si_code != _SI_KERNEL:  # a terminal has told the child already
             os.kill(child.pid, received.si_signo)
 
 

@@ -11,16 +11,17 @@ from itertools import islice
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fuse_ckpt.model import Checkpoint, Job, Manifest, State
+from fuse_ckpt.model import Checkpoint, Job, Manifest, Stage, State
 
 from .blobs import stat_or_none
-from .lifecycle import Lifecycle
+from .elsewhere import Elsewhere
 from .listings import Tally
 from .records import Records, blob_sizes
 from .retention import Candidate, Decision, Policy, choose, decide, parse_policy
 from .tables import Totals
 
 TRASH_TTL_NS = 7 * 86_400 * 10**9
+PART = "the other nodes' parts of it are not there yet"
 BLOCK = 512  # bytes; what st_blocks counts, whatever the filesystem
 _AT_ONCE = 500  # manifests that are looked through in one transaction
 _FIRST = 128  # candidates that are looked at first; most often they are enough
@@ -48,7 +49,7 @@ class Plan(Struct, frozen=True):
         return [one.checkpoint for one in self.decisions if not one.keep]
 
 
-class Accounts(Lifecycle):
+class Accounts(Elsewhere):
     """Counting; see `Store` for what all methods have in common."""
 
     def tallies(self) -> dict[str, Tally]:
@@ -123,10 +124,18 @@ class Accounts(Lifecycle):
 
     def decisions(self, policy: Policy, now_ns: int, job: str | None = None) -> list[Decision]:
         """What a policy says of the checkpoints of one job, or of all."""
-        in_use = self.leased()
+        in_use = {**self._index.read(_outgoing), **self.leased()}
         states = frozenset(State) - {State.DELETED}
-        found = self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in states])
-        return decide(found, policy, in_use, now_ns)
+        every = self._index.read(lambda records: [one for one in records.checkpoints(job) if one.state in states])
+        parts = self._index.read(Records.parts)
+        found = [one for one in every if one.remote is None and one.id not in parts]  # what is elsewhere takes no room
+        copies = self._index.read(lambda records: _copies(found, records))
+        return [
+            replace(one, reason=f"{one.reason}; its copy in {copies[one.checkpoint.id]} stays")
+            if not one.keep and one.checkpoint.id in copies
+            else one
+            for one in decide(found, policy, in_use, now_ns)
+        ] + [Decision(one, True, PART) for one in every if one.id in parts]
 
     def plan(
         self, now_ns: int, job: str | None = None, policy: Policy | None = None, ttl_ns: int | None = None,
@@ -216,6 +225,18 @@ def _named(checkpoints: Iterable[str], records: Records) -> dict[str, tuple[froz
 
 def _counted(manifests: Iterable[Manifest | None]) -> Counter[str]:
     return Counter(digest for one in manifests if one is not None for digest in blob_sizes(one))
+
+
+def _outgoing(records: Records) -> dict[str, str]:
+    """The checkpoints whose bytes are still to be copied, by id: who else would have them."""
+    waiting = records.outbox()
+    return {checkpoint: f"the copy to {one.storage}" for checkpoint, one in waiting if one.is_unsent}
+
+
+def _copies(checkpoints: Iterable[Checkpoint], records: Records) -> dict[str, str]:
+    """Those that are in an object store, too: by id, in which."""
+    found = ((one.id, records.replica(one.id)) for one in checkpoints)
+    return {one: copy.storage for one, copy in found if copy is not None and copy.stage is Stage.REPLICATED}
 
 
 def _ttl(job: Job | None) -> int:

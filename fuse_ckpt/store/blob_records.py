@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from uuid import UUID
 
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptRecord
 from fuse_ckpt.model import InodeKey
 
-from .tables import INODE, Blob, Garbage, Table, Tables, Totals
+from .tables import INODE, Blob, Garbage, Table, Tables, Totals, id_of
 
+ID = 16  # bytes of a checkpoint's key
 _TOTALS = b"blobs"
 
 
@@ -87,6 +89,33 @@ class BlobRecords(Tables):
         """A digest was called garbage by a count that was wrong: `blob` is right."""
         self._put(Table.BLOBS, bytes.fromhex(digest), blob)
         self._count(self.totals(), 1, blob.size)
+
+    # of checkpoints that are elsewhere
+
+    def mark_away(self, checkpoint: str) -> None:
+        self._put(Table.HELD, UUID(checkpoint).bytes, b"")
+
+    def away(self) -> set[str]:
+        """The ids of all checkpoints that are elsewhere."""
+        return {id_of(key) for key in self._keys(Table.HELD, b"") if len(key) == ID}
+
+    def held(self, checkpoint: str) -> set[str] | None:
+        """The digests that a checkpoint which is elsewhere counts as its own; None for one that is here."""
+        keys = [*self._keys(Table.HELD, UUID(checkpoint).bytes)]
+        return {key[ID:].hex() for key in keys if len(key) > ID} if keys else None
+
+    def hold_blobs(self, checkpoint: str, sizes: Mapping[str, int]) -> None:
+        """These blobs (digest → size) are here, and count for a checkpoint that is elsewhere."""
+        held = self.held(checkpoint) or set()
+        new = {digest: size for digest, size in sizes.items() if digest not in held}
+        self.claim(new)
+        for digest in new:
+            self._put(Table.HELD, UUID(checkpoint).bytes + bytes.fromhex(digest), b"")
+
+    def drop_held(self, checkpoint: str) -> None:
+        """It is elsewhere no more: it has gone, or all its blobs count as any other's do."""
+        for key in [*self._keys(Table.HELD, UUID(checkpoint).bytes)]:
+            self._delete(Table.HELD, key)
 
     # garbage
 

@@ -47,8 +47,10 @@ class Checks(Jobs):
         try:
             return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
         except FileNotFoundError:
+            elsewhere = self._index.read(lambda records: bool(records.away()))
+            hint = ", or is in an object store alone (checkpoint fetch brings it)" if elsewhere else ""
             raise CorruptBlob(
-                f"Blob {digest} is missing in the store: checkpoint verify says which checkpoints need it."
+                f"Blob {digest} is missing in the store{hint}: checkpoint verify says which checkpoints need it."
             ) from None
 
     def examine(

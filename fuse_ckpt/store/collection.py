@@ -68,6 +68,7 @@ class Tidied(Struct):
     collected: list[Checkpoint]
     kept: dict[str, str]
     cleared: Cleared
+    evicted: list[Checkpoint] = []  # let go of here: they are in an object store, too
 
 
 class Collection(Accounts):
@@ -125,6 +126,8 @@ class Collection(Accounts):
         """
         done = Tidied([], [], {}, Cleared())
         gone = {one.id for one, _ in plan.trash}
+        done.evicted = self.evict([one.id for one in (*plan.removed, *plan.pressed) if one.id not in gone])
+        gone |= {one.id for one in done.evicted}
         for few in _batches([one for one in (*plan.removed, *plan.pressed) if one.id not in gone]):
             self._delete_each(few, done)
         going = [one.id for one in (*plan.expired, *plan.pressed) if one.id not in done.kept]
@@ -139,10 +142,7 @@ class Collection(Accounts):
     def _delete_each(self, checkpoints: Sequence[Checkpoint], done: Tidied) -> None:
         try:
             self.delete([one.id for one in checkpoints], by_policy=True)
-        except (
-            Busy,
-            UnknownCheckpoint,
-        ) as error:  # held this very moment, or somebody else was faster
+        except (Busy, UnknownCheckpoint) as error:  # held this very moment, or somebody else was faster
             if len(checkpoints) == 1:
                 done.kept[checkpoints[0].id] = str(error)
                 return
@@ -240,10 +240,14 @@ class Collection(Accounts):
         """
         wanted = {digest.encode() for digest in garbage}
         named: Counter[str] = Counter()
+        away = self._index.read(lambda records: {one: records.held(one) or set() for one in records.away()})
         rows: list[tuple[str, bytes | None]] = [("", b"")]
         while rows:
             rows = self._index.read(partial(Records.raw_manifests, after=rows[-1][0], at_most=AT_ONCE))
             for checkpoint, row in rows:
+                if checkpoint in away:
+                    named.update(away[checkpoint].intersection(garbage))
+                    continue
                 text = self._manifest_file(checkpoint) if row is None else row
                 named.update(digest.decode() for digest in wanted.intersection(_DIGEST.findall(text)))
         return named

@@ -73,7 +73,8 @@ def _index(store: Store) -> Iterator[Ailment]:
     ids = set(index.read(lambda records: list(records.ids())))
     files = {path.stem for path in layout.manifests.iterdir()}
     yield from _files_without_record(layout, files - ids)
-    for one in sorted(ids - files):
+    elsewhere = {head.id for head in store.checkpoints(states=set(State)) if head.remote is not None}
+    for one in sorted(ids - files - elsewhere):
         yield Ailment(f"Checkpoint {one} has no file in manifests/: the index alone knows it.", _REBUILD)
     named = index.read(Records.digests)
     yield from _checkpoints(store, named)
@@ -106,10 +107,10 @@ def _checkpoints(store: Store, named: set[str]) -> Iterator[Ailment]:
         except CorruptRecord as error:
             yield Ailment(str(error), _REBUILD)
             continue
-        lacking = missing_blob(store.layout, manifest)
+        lacking = missing_blob(store.layout, manifest) if head.remote is None else None
         if lacking is not None and head.state is State.AVAILABLE:
             yield Ailment(f"{who} is available, but {lacking}.", _REBUILD)
-        if unnamed := _digests(manifest) - named:
+        if head.remote is None and (unnamed := _digests(manifest) - named):
             yield Ailment(f"{who} names {len(unnamed)} blobs that the index does not count.", _REBUILD)
         if not _is_found_by_name(store, head):
             yield Ailment(f"{who} is not found by its name.", _REBUILD)

@@ -10,7 +10,7 @@ import uuid_utils
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import JobMounted, UnknownJob
-from fuse_ckpt.model import Job, Provenance, Run, RunStatus, check_job_name
+from fuse_ckpt.model import Job, Provenance, Replication, Run, RunStatus, check_job_name
 
 from . import locks
 from .durable import make_directory
@@ -98,11 +98,12 @@ class Jobs:
         node: str = "0",
         parent: str | None = None,
         provenance: Provenance | None = None,
+        replication: Replication | None = None,
     ) -> Run:
         """Record that a run of `job` begins. Errors: UnknownJob."""
         run = Run(
             str(uuid_utils.uuid7()), job, tuple(command), started_ns, RunStatus.IN_PROGRESS, node, parent,
-            provenance=provenance,
+            provenance=provenance, replication=replication,
         )  # fmt: skip
 
         def work(records: Records) -> Run:

@@ -19,6 +19,7 @@ from fuse_ckpt.model import Checkpoint, Manifest, State
 
 from . import locks, references
 from .locks import Lease
+from .queueing import queue, unqueue
 from .records import Records
 from .revisions import Revisions
 from .uses import Uses
@@ -159,6 +160,7 @@ class Lifecycle(Revisions):
             path.unlink(missing_ok=True)  # while it is held: who waits for it opens a new one
         for tag in head.tags:  # they are free; the record remembers them for `restore`
             records.drop_tag(tag)
+        unqueue(head.id, records)
         return _changed(replace(head, state=State.DELETED, deleted_ns=now_ns, deleted_from=head.state), records)
 
     def deleted(self, reference: str) -> Checkpoint:
@@ -251,4 +253,6 @@ def _mark_restored(checkpoint: str, records: Records) -> list[Manifest]:
     for tag in tags:
         records.put_tag(tag, head.id)
     before = head.deleted_from or (State.AVAILABLE if head.failure is None or head.promoted else State.FAILED)
-    return [_changed(replace(head, state=before, tags=tags, deleted_ns=None, deleted_from=None), records)]
+    restored = replace(head, state=before, tags=tags, deleted_ns=None, deleted_from=None)
+    queue(restored, records)
+    return [_changed(restored, records)]

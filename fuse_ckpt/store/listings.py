@@ -110,6 +110,11 @@ class Listings(BlobRecords):
             if row is not None and _PARENT in row:
                 yield from self._readable([id_of(key[-16:])])
 
+    def has_id(self, checkpoint: str) -> bool:
+        """Whether a checkpoint of that very id is recorded, deleted or not."""
+        key = id_key(checkpoint)
+        return key is not None and self._transaction.get(key, db=self._tables[Table.CHECKPOINTS]) is not None
+
     def id_keys(self) -> set[bytes]:
         """The 16 bytes of every id, also of deleted checkpoints, from the table of the smallest rows."""
         return {key[-16:] for key in self._keys(Table.BY_JOB, b"")}

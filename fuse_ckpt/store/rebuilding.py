@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> Manifest:
 def _checked(layout: Layout, manifest: Manifest, problems: list[str]) -> Manifest:
     """The manifest; as a failed checkpoint's, where one of its blobs is not there with its size."""
     head = manifest.checkpoint
-    lacking = missing_blob(layout, manifest)
+    lacking = missing_blob(layout, manifest) if head.remote is None else None
     if lacking is None or head.state not in (State.AVAILABLE, State.PENDING):
         return manifest
     problems.append(f"{head.id} ({head.place}) is failed now: {lacking}")
@@ -152,17 +152,7 @@ def missing_blob(layout: Layout, manifest: Manifest) -> str | None:
 
 
 def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manifest]) -> None:
-    jobs = dict(old.jobs)
-    for path in layout.jobs.iterdir():
-        jobs.setdefault(path.name, Job(path.name, path.stat().st_mtime_ns))
-
-    def put_jobs(records: Records) -> None:
-        for job in jobs.values():
-            records.put_job(job)
-        for run in old.runs:
-            records.put_run(run)
-
-    index.write(put_jobs)
+    index.write(lambda records: _put_jobs(layout, old, records))
     rest = iter(manifests)
     while batch := list(islice(rest, BATCH)):
         sealed = [_sealed(layout, one) for one in batch]
@@ -172,16 +162,33 @@ def _fill(index: Index, layout: Layout, old: Salvaged, manifests: Sequence[Manif
                 _add(records, manifest, inodes)
 
         index.write(put)
+    index.write(lambda records: _put_rest(old, records))
 
-    def put_remnants(records: Records) -> None:
-        for remnant in old.remnants:
-            records.put_remnant(remnant)
 
-    index.write(put_remnants)
+def _put_jobs(layout: Layout, old: Salvaged, records: Records) -> None:
+    jobs = dict(old.jobs)
+    for path in layout.jobs.iterdir():
+        jobs.setdefault(path.name, Job(path.name, path.stat().st_mtime_ns))
+    for job in jobs.values():
+        records.put_job(job)
+    for run in old.runs:
+        records.put_run(run)
+
+
+def _put_rest(old: Salvaged, records: Records) -> None:
+    for remnant in old.remnants:
+        records.put_remnant(remnant)
+    for one in old.kept:
+        records.put_kept(one)
 
 
 def _add(records: Records, manifest: Manifest, inodes: Inodes) -> None:
     records.add(manifest, inodes)
+    if manifest.checkpoint.remote is not None:
+        here = {digest for _, digest in inodes}
+        records.hold_blobs(
+            manifest.checkpoint.id, {one: size for one, size in blob_sizes(manifest).items() if one in here}
+        )
     if manifest.checkpoint.state is not State.DELETED:  # else its tags are others' by now
         for tag in manifest.checkpoint.tags:
             records.put_tag(tag, manifest.checkpoint.id)

@@ -14,6 +14,11 @@
     jobs          job                           → Job
     runs          job \\0 run id                 → Run
     connections   name                          → Connection
+    outbox        id                            → Replica            to be copied to an object store
+    replicas      id                            → Replica            copied there, or come from there
+    generations   BLAKE3-128(attempt \\0 name)   → how many checkpoints of that NAME the attempt has made
+    held          id, id digest                 → nothing            is elsewhere; what of it is here, and counted
+    sent          BLAKE3-128(storage \\0 job) digest → key of the object with these bytes that a part names
 
 An id is the 16 bytes of its UUID, so the order of keys is the order of commits. The inodes' table has no device:
 only an inode on the blobs' own device can be a blob, and device numbers change when the machine starts again. The last
@@ -32,21 +37,30 @@ from fuse_ckpt.errors import CorruptRecord
 from fuse_ckpt.model import Checkpoint, InodeKey, Job, Manifest, Run, Scan
 
 from . import briefs
+from .briefs import Brief
 from .codec import is_sealed
 from .listings import Listings
+from .replica_records import ReplicaRecords
 from .tables import NAME_HASH, ORDINAL, Left, Remnant, Table, id_of, job_prefix, name_key
 
 
-class Records(Listings):
+class Records(ReplicaRecords, Listings):
     """Valid inside the transaction alone."""
 
     # checkpoints
+
+    def by_id(self, checkpoint: str, *, deleted: bool = False) -> Checkpoint | None:
+        """The checkpoint of a full id, also of an id that it had before the other nodes' parts were joined with it."""
+        found = super().by_id(checkpoint, deleted=deleted)
+        if found is None and (replica := self.replica(checkpoint)) is not None and replica.became is not None:
+            return super().by_id(replica.became, deleted=deleted)
+        return found
 
     def manifest(self, checkpoint: str, *, deleted: bool = False) -> Manifest | None:
         head = self.by_id(checkpoint, deleted=deleted)
         if head is None:
             return None
-        manifest = self._get(Table.MANIFESTS, UUID(checkpoint).bytes, Manifest)
+        manifest = self._get(Table.MANIFESTS, UUID(head.id).bytes, Manifest)
         if manifest is None:
             raise CorruptRecord(f"The index has no manifest of checkpoint {checkpoint}.")
         return replace(manifest, checkpoint=head)
@@ -86,23 +100,62 @@ class Records(Listings):
         """All tags, in order."""
         return [key.decode(errors="surrogateescape") for key in self._keys(Table.TAGS, b"")]
 
+    def offered(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]:
+        """`briefs`, but for those that are a part alone of what several nodes write."""
+        parts = self.parts()
+        return (one for one in self.briefs(job, newest_first=newest_first) if one[0] not in parts)
+
     # changing them
 
     def add(self, manifest: Manifest, sealed: Iterable[tuple[InodeKey, str]]) -> None:
-        """Record a new checkpoint: it, its manifest, one reference to each of its blobs, its sealed inodes."""
+        """Record a new checkpoint: it, its manifest, one reference to each of its blobs, its sealed inodes.
+
+        Of one that is elsewhere no blob counts yet, see `hold_blobs`.
+        """
         head = manifest.checkpoint
         key = UUID(head.id).bytes
         name = name_key(head.job, head.name)
         self._drop_remnant(name + ORDINAL.pack(head.ordinal - 1))
         self._put(Table.BY_NAME, name + ORDINAL.pack(head.ordinal), key)
         self.put_checkpoint(head)
-        self.hold(manifest, {}, sealed)
+        if head.remote is None:
+            self.hold(manifest, {}, sealed)
+        else:
+            self.put_away(manifest)
+            self.seal_inodes(sealed)
 
     def hold(self, manifest: Manifest, known: Mapping[str, int], sealed: Iterable[tuple[InodeKey, str]]) -> None:
         """Put a manifest, one reference to each of its blobs but those of `known`, and its sealed inodes."""
         self._put(Table.MANIFESTS, UUID(manifest.checkpoint.id).bytes, manifest)
         self.claim({digest: size for digest, size in blob_sizes(manifest).items() if digest not in known})
         self.seal_inodes(sealed)
+
+    def put_away(self, manifest: Manifest) -> None:
+        """Put the manifest of a checkpoint that is elsewhere; what of it is counted already stays so."""
+        self._put(Table.MANIFESTS, UUID(manifest.checkpoint.id).bytes, manifest)
+        self.mark_away(manifest.checkpoint.id)
+
+    def counted(self, manifest: Manifest) -> dict[str, int]:
+        """The blobs that the checkpoint counts as its own, and their sizes."""
+        sizes = blob_sizes(manifest)
+        held = self.held(manifest.checkpoint.id)
+        return sizes if held is None else {digest: size for digest, size in sizes.items() if digest in held}
+
+    def merge(self, local: Manifest, whole: Manifest) -> None:
+        """The checkpoint `local` is `whole` from now on: under another id, and with the files of others too."""
+        old, new = local.checkpoint, whole.checkpoint
+        mine = blob_sizes(local)
+        self.put_away(whole)
+        self.hold_blobs(new.id, {digest: size for digest, size in blob_sizes(whole).items() if digest in mine})
+        self.put_checkpoint(new)
+        self._put(Table.BY_NAME, name_key(new.job, new.name) + ORDINAL.pack(new.ordinal), UUID(new.id).bytes)
+        for tag in new.tags:
+            self.put_tag(tag, new.id)
+        key = UUID(old.id).bytes
+        self._delete(Table.CHECKPOINTS, key)
+        self._delete(Table.MANIFESTS, key)
+        self._delete(Table.BY_JOB, job_prefix(old.job) + key)
+        self.disclaim(mine, {})
 
     def put_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Record what a checkpoint is now; the one way in which it changes."""
@@ -128,11 +181,13 @@ class Records(Listings):
         self._delete(Table.CHECKPOINTS, key)
         self._delete(Table.MANIFESTS, key)
         self._delete(Table.BY_JOB, job_prefix(head.job) + key)
+        self.remove_replica(head.id, head.job)
         if head.ordinal != self.last_ordinal(head.job, head.name):
             self._delete(Table.BY_NAME, name_key(head.job, head.name) + ORDINAL.pack(head.ordinal))
         if left is not None:
             self._put_left(job_prefix(head.job) + name_key(head.job, head.name), left)
-        self.disclaim(blob_sizes(manifest), inodes)
+        self.disclaim(self.counted(manifest), inodes)
+        self.drop_held(head.id)
 
     def _put_left(self, key: bytes, left: Left) -> None:
         """Add to what other versions of the same name have left, which may have been collected in any order."""
@@ -200,6 +255,9 @@ class Records(Listings):
 
     def runs(self, job: str) -> list[Run]:
         return list(self._scan(Table.RUNS, job_prefix(job), Run))
+
+    def run(self, job: str, run: str) -> Run | None:
+        return self._get(Table.RUNS, job_prefix(job) + UUID(run).bytes, Run)
 
     def put_run(self, run: Run) -> None:
         self._put(Table.RUNS, job_prefix(run.job) + UUID(run.id).bytes, run)

@@ -20,13 +20,13 @@ VERSION = re.compile(r"(?P<name>.*)@(?P<ordinal>[0-9]{1,10})", re.DOTALL)
 
 class Catalog(Protocol):
     """What the readings of a reference ask. Without `deleted` nothing in it answers with a deleted checkpoint, but for
-    `ids_like` and `briefs`."""
+    `ids_like` and `offered`."""
 
     def by_id(self, checkpoint: str, *, deleted: bool = False) -> Checkpoint | None: ...
     def tagged(self, tag: str) -> Checkpoint | None: ...
     def version(self, job: str, name: str, ordinal: int, *, deleted: bool = False) -> Checkpoint | None: ...
     def newest(self, job: str, name: str) -> Checkpoint | None: ...
-    def briefs(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]: ...
+    def offered(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]: ...
     def ids_like(self, fragment: str) -> list[str]: ...
 
 
@@ -121,7 +121,7 @@ def _of_job(reference: str, catalog: Catalog) -> Checkpoint | None:
     job, colon, word = reference.rpartition(":")
     if not colon or word not in ("latest", "best") or "/" in job:
         return None
-    found = latest(catalog.briefs(job, newest_first=True)) if word == "latest" else best(catalog.briefs(job))
+    found = latest(catalog.offered(job, newest_first=True)) if word == "latest" else best(catalog.offered(job))
     return None if found is None else catalog.by_id(found)
 
 

@@ -20,6 +20,7 @@ from .durable import replace_file
 from .index import Index
 from .jobs import Jobs
 from .layout import Layout
+from .queueing import queue
 from .records import Records, blob_sizes
 
 
@@ -137,6 +138,7 @@ def _amend(seen: Checkpoint, after: Manifest, new: NewCheckpoint, records: Recor
     head = replace(after.checkpoint, tags=said.tags, pinned=said.pinned)
     records.put_checkpoint(head)
     records.hold(replace(after, checkpoint=head), blob_sizes(before), new.sealed)
+    queue(head, records)
     return True
 
 
@@ -151,4 +153,5 @@ def _promoted(checkpoint: str, records: Records) -> Manifest:
         raise UsageError(f"Checkpoint {checkpoint} is {head.state.value}: only a failed one can be promoted.")
     promoted = replace(head, state=State.AVAILABLE, promoted=True, settled=True)
     records.put_checkpoint(promoted)
+    queue(promoted, records)
     return replace(manifest, checkpoint=promoted)

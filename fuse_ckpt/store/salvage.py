@@ -20,7 +20,7 @@ from fuse_ckpt.model import Checkpoint, Job, Manifest, Run
 
 from .index import Index
 from .records import Records
-from .tables import Remnant
+from .tables import Kept, Remnant
 
 T = TypeVar("T")
 PATIENCE = 3600.0  # seconds; a damaged page may send a reader round in circles
@@ -34,6 +34,7 @@ class Salvaged(Struct):
     jobs: dict[str, Job] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     remnants: list[Remnant] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     whole: bool = False
 
 
@@ -69,6 +70,8 @@ def _take(found: Salvaged, told: dict[str, Any]) -> None:
             found.runs.append(msgspec.convert(value, Run))
         elif name == "remnant":
             found.remnants.append(msgspec.convert(value, Remnant))
+        elif name == "kept":
+            found.kept.append(msgspec.convert(value, Kept))
 
 
 def _read(records: Records) -> Iterator[tuple[str, object]]:
@@ -82,6 +85,7 @@ def _read(records: Records) -> Iterator[tuple[str, object]]:
         except CorruptRecord:  # its file may be whole
             continue
     yield from (("remnant", one) for one in records.remnants())
+    yield from (("kept", one) for one in records.kept())
 
 
 def main() -> int:

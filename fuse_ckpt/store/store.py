@@ -28,6 +28,8 @@ from .format import prepare
 from .index import MAP_SIZE, Index
 from .layout import Layout
 from .lifecycle import known
+from .outbox import Outbox
+from .queueing import queue
 from .records import Records, blob_sizes
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ T = TypeVar("T")
 NOT_DELETED = frozenset(State) - {State.DELETED}
 
 
-class Store(Ending, Checks, Connections):
+class Store(Ending, Checks, Connections, Outbox):
     """A store that is open. Sync, for any thread of the process that opened it; for fork() see `before_fork`.
 
     Every method is atomic for other threads and processes. Besides the errors that each names, all of them may raise
@@ -124,11 +126,16 @@ class Store(Ending, Checks, Connections):
 
         return self._index.read(work)
 
-    def latest(self, job: str) -> Checkpoint | None:
-        """The newest available one that is resumable, else the newest available one that holds weights."""
+    def latest(self, job: str, *, here: bool = False) -> Checkpoint | None:
+        """The newest available one that is resumable, else the newest available one that holds weights.
+
+        `here`: of those alone whose bytes are all here.
+        """
 
         def work(records: Records) -> Checkpoint | None:
-            found = references.latest(records.briefs(job, newest_first=True))
+            away = records.away() if here else set()
+            offered = records.offered(job, newest_first=True)
+            found = references.latest(one for one in offered if one[0] not in away)
             return None if found is None else records.by_id(found)
 
         return self._index.read(work)
@@ -137,7 +144,7 @@ class Store(Ending, Checks, Connections):
         """The available one with weights of the lowest evaluation loss, else training loss; of equals the newest."""
 
         def work(records: Records) -> Checkpoint | None:
-            found = references.best(records.briefs(job))
+            found = references.best(records.offered(job))
             return None if found is None else records.by_id(found)
 
         return self._index.read(work)
@@ -188,7 +195,7 @@ class Store(Ending, Checks, Connections):
             fault("publish:manifest")
             self._write_manifest(manifest)
             fault("publish:txn")
-            self._index.write(lambda records: records.add(manifest, new.sealed))
+            self._index.write(lambda records: _record(manifest, new, records))
             fault("publish:done")
         self._blobs.recorded(sizes)
         return head
@@ -221,6 +228,11 @@ class Store(Ending, Checks, Connections):
         """
         upkeep.recover(self.layout, self._index)
         self.keep_reserve()
+
+
+def _record(manifest: Manifest, new: NewCheckpoint, records: Records) -> None:
+    records.add(manifest, new.sealed)
+    queue(manifest.checkpoint, records, new=True)
 
 
 def _describe(new: NewCheckpoint) -> Checkpoint:

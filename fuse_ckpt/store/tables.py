@@ -15,7 +15,7 @@ from blake3 import blake3
 from msgspec import Struct
 
 from fuse_ckpt.errors import CorruptRecord
-from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Run, Scan
+from fuse_ckpt.model import Checkpoint, Connection, Job, Manifest, Replica, Run, Scan
 
 from .codec import seal, unseal
 from .named import Named
@@ -54,6 +54,14 @@ class Remnant(Struct, frozen=True):
     id: str = ""
 
 
+class Kept(Struct, frozen=True):
+    """A row that a new index takes over from the old one as it is."""
+
+    table: str
+    key: bytes
+    row: bytes
+
+
 class Totals(Struct, frozen=True):
     """Running sums over all blobs that a manifest names, and how often blobs were taken away so far."""
 
@@ -77,6 +85,11 @@ class Table(StrEnum):
     RUNS = "runs"
     CONNECTIONS = "connections"
     SCANS = "scans"
+    OUTBOX = "outbox"
+    REPLICAS = "replicas"
+    GENERATIONS = "generations"
+    SENT = "sent"
+    HELD = "held"
 
 
 KINDS: dict[Table, type] = {
@@ -93,6 +106,11 @@ KINDS: dict[Table, type] = {
     Table.RUNS: Run,
     Table.CONNECTIONS: Connection,
     Table.SCANS: Scan,
+    Table.OUTBOX: Replica,
+    Table.REPLICAS: Replica,
+    Table.GENERATIONS: int,
+    Table.SENT: str,
+    Table.HELD: bytes,
 }
 
 

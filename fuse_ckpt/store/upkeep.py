@@ -52,7 +52,7 @@ def _orphans(manifests: Path, records: Records) -> list[Path]:
     known = records.id_keys()
     with os.scandir(manifests) as entries:
         strangers = [entry.name for entry in entries if _id_key(entry.name) not in known]
-    return [manifests / name for name in strangers if records.by_id(name.removesuffix(".json"), deleted=True) is None]
+    return [manifests / name for name in strangers if not records.has_id(name.removesuffix(".json"))]
 
 
 def _id_key(name: str) -> bytes | None:

@@ -47,6 +47,7 @@ def examine(
 
     `from_disk`: have the kernel forget what it holds of a blob, so that the disk itself is read.
     """
+    manifests = [_here(layout, one) if one.checkpoint.remote is not None else one for one in manifests]
     sizes = {entry.digest: entry.size for one in manifests for entry in (*one.entries, *one.companions) if entry.digest}
     wrong = _Verifier(layout, sizes, from_disk).run(progress)
     wrong |= {digest: f"blob {digest} has no record in the index" for digest in sizes.keys() - recorded - wrong.keys()}
@@ -56,6 +57,12 @@ def examine(
         for entry in (*one.entries, *one.companions)
         if (what := wrong.get(entry.digest))
     ]
+
+
+def _here(layout: Layout, manifest: Manifest) -> Manifest:
+    """What of a checkpoint whose bytes are in an object store is here too."""
+    entries = tuple(entry for entry in manifest.entries if entry.digest and layout.blob(entry.digest).exists())
+    return Manifest(manifest.checkpoint, entries)
 
 
 class _Verifier:

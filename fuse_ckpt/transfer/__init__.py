@@ -7,31 +7,38 @@ from fuse_ckpt.transfer.connecting import PATIENCE
 from fuse_ckpt.transfer.export import Exported, export
 from fuse_ckpt.transfer.fetch import Fetched, fetch
 from fuse_ckpt.transfer.incoming import RemoteSource
+from fuse_ckpt.transfer.lanes import Stop, run
 from fuse_ckpt.transfer.local import LocalSource
 from fuse_ckpt.transfer.loose import fetch_loose
 from fuse_ckpt.transfer.names import Place, check_checkpoint_name, check_connection_name, place_of
-from fuse_ckpt.transfer.probing import Probed, probe
+from fuse_ckpt.transfer.probing import PROBE, Probed, probe
 from fuse_ckpt.transfer.push import push
-from fuse_ckpt.transfer.remote import Remote
+from fuse_ckpt.transfer.remote import Found, Remote
+from fuse_ckpt.transfer.selection import check_inside
 
 check_connection = connecting.check
 
 __all__ = [
     "PATIENCE",
+    "PROBE",
     "Exported",
     "Fetched",
+    "Found",
     "LocalSource",
     "Place",
     "Probed",
     "Remote",
     "RemoteSource",
+    "Stop",
     "check_checkpoint_name",
     "check_connection",
     "check_connection_name",
+    "check_inside",
     "export",
     "fetch",
     "fetch_loose",
     "place_of",
     "probe",
     "push",
+    "run",
 ]

@@ -24,7 +24,7 @@ PATIENCE = 180.0  # seconds that a request is tried again for; the credentials o
 FIRST_PATIENCE = 10.0  # seconds, for the first request: a wrong endpoint is said soon
 CONNECT_TIMEOUT = 10.0  # seconds
 
-_S3 = frozenset({Provider.S3, Provider.R2, Provider.MINIO})
+S3 = frozenset({Provider.S3, Provider.R2, Provider.MINIO})
 # With one of these set, obstore finds credentials, or needs none, without asking the machine's own metadata service.
 _FOUND_BY_ITSELF = (
     "AWS_ACCESS_KEY_ID",

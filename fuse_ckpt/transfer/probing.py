@@ -18,6 +18,7 @@ from fuse_ckpt.transfer.names import Place
 from fuse_ckpt.transfer.remote import Remote
 
 RACERS = 16
+PROBE = ".fuse-ckpt-probe-"  # begins the name of what is written to try a store out
 
 
 class Probed(Struct, frozen=True):
@@ -37,7 +38,7 @@ class Probed(Struct, frozen=True):
 
 def probe(remote: Remote, place: Place) -> Probed:
     """Try the object store out below `place`. Errors: StorageFailed, where it refuses plain reads or writes."""
-    top = Place(place.bucket, place.key(f".fuse-ckpt-probe-{uuid4().hex}"))
+    top = Place(place.bucket, place.key(PROBE + uuid4().hex))
     keys = [top.key(name) for name in ("plain", "twice", "race")]
     plain, twice, race = keys
     data = os.urandom(1000)
@@ -54,6 +55,7 @@ def probe(remote: Remote, place: Place) -> Probed:
         if not removed:
             with contextlib.suppress(StorageFailed):
                 remote.delete(keys)
+        remote.drop_directory(top.prefix)
     return Probed(place, reads_back, second, winners, removed)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import obstore
 from msgspec import Struct
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 
-from fuse_ckpt.errors import BucketMissing, FuseCkptError, StorageFailed
+from fuse_ckpt.errors import BucketMissing, CredentialsRefused, FuseCkptError, PermissionRefused, StorageFailed
 from fuse_ckpt.model import Connection
-from fuse_ckpt.transfer import connecting, lanes, places, selection, tree
+from fuse_ckpt.transfer import connecting, lanes, once, places, selection, tree
 from fuse_ckpt.transfer.complaints import complaint, translated
 
 PART = 8 << 20  # bytes of a part of an upload, and of a ranged read
@@ -24,6 +25,13 @@ MEMORY = 96 << 20  # bytes that the parts of one upload may hold together; large
 READS_AT_ONCE = 4
 LIST_CHUNK = 1000  # objects
 LIST_TRIES = 5
+SOME = 50  # objects
+CREATE_TRIES = 5
+CREATE_PAUSE = 0.05  # seconds, doubled with each try: a conflict is with who is at it just now
+CREATED_MAX = 1 << 30  # bytes of what is found where something was to be created
+_CERTAIN = (CredentialsRefused, PermissionRefused, BucketMissing)  # nothing can have landed
+
+R = TypeVar("R")
 
 
 class Found(Struct, frozen=True):
@@ -61,17 +69,26 @@ class Remote:
         if self._root is not None:
             places.refuse_ours(self._root / prefix, store, option)
 
-    def list(self, prefix: str, *, first: bool = False) -> dict[str, Found]:
-        """What lies below `prefix`, by key. The `first` thing to ask is answered, or given up, soon."""
+    def list(self, prefix: str, *, first: bool = False, after: str | None = None) -> dict[str, Found]:
+        """What lies below `prefix`, by key; the keys behind `after` alone. The `first` thing to ask is answered, or
+        given up, soon."""
         client = self._first if first else self._client
+        return self._paged(prefix, lambda: _listed(client, prefix, after))
+
+    def directories(self, prefix: str) -> Sequence[str]:
+        """The names that have something below them, right below `prefix`; in order."""
+        found = self._paged(prefix, lambda: obstore.list_with_delimiter(self._client, prefix or None))
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    @property
+    def is_directory(self) -> bool:
+        return self._root is not None
+
+    def some(self, prefix: str) -> Sequence[str]:
+        """Some of the keys below `prefix`, in one request; none only where there are none."""
         with self._asked(prefix):
-            for _ in range(LIST_TRIES - 1):
-                try:
-                    return _listed(client, prefix)
-                except BaseError as error:
-                    if "response body" not in str(error):  # obstore asks again for all but an answer that is cut off
-                        raise
-            return _listed(client, prefix)
+            first = next(iter(obstore.list(self._first, prefix or None, chunk_size=SOME)), [])
+            return [meta["path"] for meta in first]
 
     def reach(self) -> None:
         """See that the bucket is there, and the credentials are good, with a request for a single page.
@@ -116,21 +133,36 @@ class Remote:
         An answer that was lost, or a conflict that let nothing land, is told from a loss by looking: whoever finds
         their own bytes there has won.
         """
-        for _ in range(3):
+        return self.claim(key, data) == data
+
+    def claim(self, key: str, data: bytes, limit: int = CREATED_MAX) -> bytes:
+        """As `create`; what is there now: `data`, or what was there before, which has to be within `limit`."""
+        failed = StorageFailed(f"{self._where}: {self._place(key)} is neither made nor found: try again.")
+        for attempt in range(CREATE_TRIES):
             try:
-                obstore.put(self._client, key, data, mode="create", use_multipart=False)
-                return True
+                if self._create_once(key, data):
+                    return data
             except (NotSupportedError, NotImplementedError):
                 self.put(key, data)
-                return True
+                return data
             except (AlreadyExistsError, PreconditionError):
                 pass
-            except (BaseError, FileNotFoundError) as error:
-                raise complaint(str(error), self._where, self._place(key)) from None
-            there = self.get(key, len(data) + (1 << 20))
+            except (BaseError, OSError) as error:  # no answer, or none to be relied on: it may have landed
+                failed = complaint(str(error), self._where, self._place(key))
+                if isinstance(failed, _CERTAIN):
+                    raise failed from None
+            there = self.get(key, limit)
             if there is not None:
-                return there == data
-        return False
+                return there
+            time.sleep(CREATE_PAUSE * 2**attempt)
+        raise failed
+
+    def _create_once(self, key: str, data: bytes) -> bool:
+        """False, or an error, where it was there. obstore makes a file without seeing that it is on the disk."""
+        if self._root is not None:
+            return once.create(self._root / key, data)
+        obstore.put(self._client, key, data, mode="create", use_multipart=False)
+        return True
 
     def upload(self, key: str, size: int, chunks: Callable[[int], Iterator[bytes]]) -> None:
         """An object of `size` bytes, whole or not at all. `chunks(n)` gives its bytes, n at a time, and may raise: then
@@ -150,11 +182,25 @@ class Remote:
             stop.check()
             yield part
 
+    def read_range(self, found: Found, start: int, end: int) -> memoryview:
+        """Some bytes of an object. Errors: StorageFailed (also: it changed, or is shorter)."""
+        return self._part(found, start, end)
+
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
+        if keys and self.connection.provider in connecting.S3:  # a thousand with a request, and no word of absent ones
+            with self._asked(keys[0]):
+                obstore.delete(self._client, keys)
+            return
         for key in keys:
             with self._asked(key), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._client, key)
+
+    def drop_directory(self, prefix: str) -> None:
+        """Remove what an empty prefix leaves in a directory, where it has a name of its own. Best effort."""
+        if self._root is not None:
+            with contextlib.suppress(OSError):
+                (self._root / prefix).rmdir()
 
     def settle(self, prefix: str, keys: Sequence[str]) -> None:
         """Have what was put below `prefix` be on the disk: a directory does not see to it by itself, a store does."""
@@ -171,6 +217,16 @@ class Remote:
         except OSError as error:
             raise StorageFailed(f"{self._where}: {error.strerror}.") from None
 
+    def _paged(self, prefix: str, ask: Callable[[], R]) -> R:
+        with self._asked(prefix):
+            for _ in range(LIST_TRIES - 1):
+                try:
+                    return ask()
+                except BaseError as error:
+                    if "response body" not in str(error):  # obstore asks again for all but an answer that is cut off
+                        raise
+            return ask()
+
     def _part(self, found: Found, start: int, end: int) -> memoryview:
         options: Any = {"range": (start, end)}
         if found.e_tag is not None:
@@ -180,6 +236,9 @@ class Remote:
                 data = memoryview(obstore.get(self._client, found.key, options=options).bytes())
             except PreconditionError:
                 raise self._changed(found.key) from None
+            except FileNotFoundError as error:
+                self._refuse_if_more(str(error), found.key)
+                raise StorageFailed(f"{self._where}: {self._place(found.key)} is no longer there.") from None
         if len(data) != end - start:
             raise self._changed(found.key)
         return data
@@ -202,8 +261,8 @@ class Remote:
         return "/".join(part for part in (self.bucket, key) if part)
 
 
-def _listed(client: connecting.Client, prefix: str) -> dict[str, Found]:
-    chunks = obstore.list(client, prefix or None, chunk_size=LIST_CHUNK)
+def _listed(client: connecting.Client, prefix: str, after: str | None) -> dict[str, Found]:
+    chunks = obstore.list(client, prefix or None, offset=after, chunk_size=LIST_CHUNK)
     return {meta["path"]: _found(meta) for chunk in chunks for meta in chunk}
 
 

@@ -11,7 +11,7 @@ from fuse_ckpt.vfs.files import WorkFiles
 from fuse_ckpt.vfs.filesystem import Filesystem
 from fuse_ckpt.vfs.inodes import InodeTable
 from fuse_ckpt.vfs.output import OutputTree
-from fuse_ckpt.vfs.views import Views
+from fuse_ckpt.vfs.views import Fetch, Views
 
 
 def job_filesystem(
@@ -25,17 +25,18 @@ def job_filesystem(
     show: bool = False,
     also: str | None = None,
     durable: bool = False,
+    fetch: Fetch | None = None,
 ) -> Filesystem:
     """A job's output directory with its checkpoints, and `also` one of another job, its input.
 
     `forget_name(node id, name)` makes the kernel look a name up again; `uses` is told which checkpoints the kernel
-    knows; `show` lists `.checkpoints` in the root; with `durable` a close waits for the disk. `root_fd` and `uses` stay
-    the caller's.
+    knows; `show` lists `.checkpoints` in the root; with `durable` a close waits for the disk; `fetch` brings bytes that
+    are elsewhere. `root_fd` and `uses` stay the caller's.
     """
     table = InodeTable()
     output = OutputTree(table, root_fd, area, forget_name)
     files = WorkFiles(output, str(store.layout.job(job)), forget_name, durable)
-    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid(), also)
+    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid(), also, fetch)
     return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
 
 

@@ -150,8 +150,7 @@ class Filesystem:
         return os.getxattr(self._xattr_path(nid), name, follow_symlinks=self._follow(nid))
 
     def listxattr(self, nid: int) -> list[bytes]:
-        inode = self._table[nid]
-        if isinstance(inode, ViewInode):
+        if isinstance(self._table[nid], ViewInode):
             return []
         return [os.fsencode(n) for n in os.listxattr(self._xattr_path(nid), follow_symlinks=self._follow(nid))]
 
@@ -166,16 +165,17 @@ class Filesystem:
         return fh if fh is not None else await self.open_sealed(nid, flags, caller)
 
     def open_now(self, nid: int, flags: int, caller: Caller) -> int | None:
-        """Open a file in this step; None where it is sealed and must be copied first."""
-        inode = self._table[nid]
-        if isinstance(inode, ViewInode):
-            return self.handles.add(self.views.open(inode, flags))
+        """Open a file in this step; None where it is sealed and must be copied first, or its bytes are elsewhere."""
+        if isinstance(inode := self._table[nid], ViewInode):
+            return None if self.views.is_elsewhere(inode, flags) else self.handles.add(self.views.open(inode, flags))
         handle = self._files.open_now(self._work(inode), flags, caller)
         return None if handle is None else self.handles.add(handle)
 
     async def open_sealed(self, nid: int, flags: int, caller: Caller) -> int:
-        """What `open_now` could not do; anything may happen to the file while it is copied."""
-        return self.handles.add(await self._files.open_sealed(self._work(self._table[nid]), flags, caller))
+        """What `open_now` could not do; anything may happen to the file while it is copied, or fetched."""
+        if isinstance(inode := self._table[nid], ViewInode):
+            return self.handles.add(await self.views.open_fetched(inode, flags))
+        return self.handles.add(await self._files.open_sealed(self._work(inode), flags, caller))
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         return self.handles[fh].read(offset, size)

@@ -84,10 +84,15 @@ class Tree:
 
 
 class Snapshots:
-    """The read view of one job. `also`: the id of a checkpoint that is shown by id whatever its job."""
+    """The read view of one job. `also`: the id of a checkpoint that is shown by id whatever its job.
 
-    def __init__(self, store: Store, job: str, also: str | None = None) -> None:
+    `fetches`: bytes that are not here can be had, so that their checkpoints are shown too, if it is known what they
+    are made of.
+    """
+
+    def __init__(self, store: Store, job: str, also: str | None = None, *, fetches: bool = False) -> None:
         self._also = also
+        self._fetches = fetches
         self._store = store
         self._job = job
         self._generation = -1
@@ -121,7 +126,7 @@ class Snapshots:
         self._refresh()
         match path:
             case ():
-                return [*_TOP, "latest"] if self._store.latest(self._job) else list(_TOP)
+                return [*_TOP, "latest"] if self._store.latest(self._job, here=True) else list(_TOP)
             case ("by-id",):
                 return [name for found in self._available() for name in (found, f"{found}.json")]
             case ("layout",):
@@ -142,6 +147,7 @@ class Snapshots:
         if generation == self._generation:
             return
         found = self._store.checkpoints(self._job, states=_SHOWN)
+        found = [one for one in found if one.remote is None or (self._fetches and one.described)]
         self._by_id = {checkpoint.id: checkpoint for checkpoint in (*self._input(), *found)}
         self._changed_ns = max((one.committed_ns for one in self._by_id.values()), default=0)
         self._versions = {f"{c.name}@{c.ordinal}": c.id for c in found if c.state is State.AVAILABLE}
@@ -161,7 +167,7 @@ class Snapshots:
         return [c.id for c in self._by_id.values() if c.state is State.AVAILABLE]
 
     def _latest(self) -> Node | None:
-        latest = self._store.latest(self._job)
+        latest = self._store.latest(self._job, here=True)
         if latest is None:
             return None
         target = f"by-id/{latest.id}"

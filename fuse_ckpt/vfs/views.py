@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from fuse_ckpt.errors import CorruptBlob
@@ -20,6 +20,7 @@ LASTING = 3600.0  # seconds; committed bytes and names never change
 _SHOWN = frozenset({State.AVAILABLE, State.FAILED})
 
 ViewKey = tuple[str, ...]
+Fetch = Callable[[str, str], Awaitable[None]]
 
 
 class ViewInode(Inode):
@@ -41,7 +42,8 @@ class Views:
     """The read view as inodes: of one job below `.checkpoints`, or of all jobs. `uid`, `gid`: the mount's owner.
 
     `also`: a checkpoint that is shown by id whatever its job, for it is the mount's input. `uses` is told of every
-    checkpoint of which the kernel knows a place; `forget_name` makes the kernel look a name up again.
+    checkpoint of which the kernel knows a place; `forget_name` makes the kernel look a name up again. `fetch(id,
+    digest)` has bytes that are elsewhere be here; None: nobody can.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Views:
         uid: int,
         gid: int,
         also: str | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
+        self._fetch = fetch
         self._table = table
         self._store = store
         self._uses = uses
@@ -120,6 +124,22 @@ class Views:
         names = inode.view.names(inode.path) if tree is None else tree.names(inode.node.inner)
         return [os.fsencode(name) for name in names]
 
+    def is_elsewhere(self, inode: ViewInode, flags: int) -> bool:
+        """Whether an open of the file must wait until its bytes are here; what is refused need not."""
+        if self._fetch is None or not inode.node.digest or flags & os.O_ACCMODE != os.O_RDONLY:
+            return False
+        return not self._store.blob_path(inode.node.digest).exists()
+
+    async def open_fetched(self, inode: ViewInode, flags: int) -> ViewFile:
+        """As `open`, once the bytes are here. Errors: what `fetch` raises."""
+        inode.handles += 1  # it is not to go meanwhile
+        try:
+            if self._fetch is not None:
+                await self._fetch(inode.node.checkpoint, inode.node.digest)
+            return self.open(inode, flags)
+        finally:
+            inode.handles -= 1
+
     def open(self, inode: ViewInode, flags: int) -> ViewFile:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise read_only()
@@ -168,7 +188,13 @@ class Views:
     def _inode(self, key: ViewKey, job: str | None, path: tuple[str, ...], node: Node) -> ViewInode:
         inode = self._table.find(key)
         if inode is None:
-            view = None if job is None else self._snapshots.setdefault(job, Snapshots(self._store, job, self._also))
+            view = (
+                None
+                if job is None
+                else self._snapshots.setdefault(
+                    job, Snapshots(self._store, job, self._also, fetches=self._fetch is not None)
+                )
+            )
             if node.checkpoint:
                 self._uses.hold(node.checkpoint)
             made = self._table.add(key, lambda nid: ViewInode(nid, key, view, path, node))

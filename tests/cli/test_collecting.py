@@ -321,7 +321,7 @@ def test_stats_tell_what_the_store_holds(program: Any, shelf: Any, monkeypatch: 
     assert 0 < store["freeBytes"] < store["diskBytes"]
     assert document["jobs"][0] == {
         "name": "digits", "available": 1, "failed": 1, "deleted": 1, "pending": 1, "logicalBytes": 9, "trashBytes": 7,
-        "mounted": False, "retain": "keep-last=3", "trashTtlSeconds": 3600, "minFreeBytes": 5,
+        "mounted": False, "retain": "keep-last=3", "trashTtlSeconds": 3600, "minFreeBytes": 5, "replicate": None,
     }  # fmt: skip
     assert document["mounts"] == []
     assert "keep-last=3" in program("stats").out

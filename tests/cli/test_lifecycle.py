@@ -190,7 +190,7 @@ def test_a_tag_is_listed_inspected_and_a_reference(program: Any, shelf: Any) -> 
     assert [row[0] for row in program("checkpoint", "list", "--tag", "release-1").rows] == [one.id]
     assert program("checkpoint", "list", "--tag", "none").rows == []
     assert program("checkpoint", "list", "--tag", "release-1", "--job", "digits").rows != []
-    assert program("training", "checkpoints", "digits", "--wide").rows[0][-1] == "release-1"
+    assert program("training", "checkpoints", "digits", "--wide").rows[0][-2] == "release-1"
     status = json.loads(program("checkpoint", "inspect", "release-1", "--json").out)["status"]
     assert (status["tags"], status["pinned"]) == (["release-1"], False)
     assert program("checkpoint", "untag", "release-1", "release-1").out == f"Untagged {one.id} (digits/ckpt.pt@1)\n"

@@ -28,6 +28,7 @@ JSON_KEYS = [
     "parentId",
     "tags",
     "job",
+    "replicated",
 ]
 HEADER = "ID │ NAME │ NODE │ STEP │ TRAIN LOSS │ EVAL LOSS │ MODEL │ VERSION │ INFERENCE READY │ TIMESTAMP"
 TORN = "model.pt ends in the middle of a tensor"
@@ -65,11 +66,11 @@ def test_a_job_without_checkpoints_lists_the_header_alone(program: Any, shelf: A
 
 
 @pytest.mark.usefixtures("pending")
-def test_wide_adds_four_columns_at_the_end(program: Any, shelf: Any) -> None:
+def test_wide_adds_five_columns_at_the_end(program: Any, shelf: Any) -> None:
     shelf.put(files={"ckpt.pt": b"x" * 2048})
     result = program("training", "checkpoints", "digits", "--wide")
-    assert headings(result.out.splitlines()[1]) == f"{HEADER} │ SIZE │ STATUS │ RESUMABLE │ TAGS"
-    assert result.rows[0][10:] == ["2 KB", "available", "true", ""]
+    assert headings(result.out.splitlines()[1]) == f"{HEADER} │ SIZE │ STATUS │ RESUMABLE │ TAGS │ REPLICATED"
+    assert result.rows[0][10:] == ["2 KB", "available", "true", "", "local"]
 
 
 def test_only_what_can_be_used_is_listed_and_one_line_counts_the_rest(
@@ -114,6 +115,7 @@ def test_json_is_an_array_oldest_first_with_the_agreed_keys(program: Any, shelf:
         "parentId": parent.id,
         "tags": [],
         "job": "digits",
+        "replicated": "local",
     }
 
 

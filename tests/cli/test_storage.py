@@ -65,15 +65,18 @@ def where(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_connection_is_tried_listed_probed_and_forgotten(create: Any, said: Any, seaweed: Seaweed) -> None:
-    assert create().out == f"Created storage connection lake (s3 at {seaweed.endpoint}): it answers\n"
+    assert (
+        create().out
+        == f"Created storage connection lake (s3 at {seaweed.endpoint}): it answers; several machines can share it\n"
+    )
     assert "lake already" in create(code=2).err
     (row,) = said("storage", "list").rows
-    assert row == ["lake", "s3", seaweed.endpoint, BUCKET, "", str(seaweed.admin), ""]
+    assert row == ["lake", "s3", seaweed.endpoint, BUCKET, "", str(seaweed.admin), "true", ""]
     (record,) = json.loads(said("storage", "list", "--json").out)
-    assert (record["name"], record["createsOnce"], record["probedAt"]) == ("lake", None, None)
+    assert (record["name"], record["createsOnce"], record["attached"]) == ("lake", True, None)
     probed = json.loads(said("storage", "probe", "lake", "--json").out)
     assert (probed["sharedUse"], probed["winnersOf16"], probed["secondCreateSucceeded"]) == (True, 1, False)
-    assert said("storage", "list").rows[0][-1] == "true"
+    assert said("storage", "list").rows[0][-2] == "true"
     assert said("storage", "delete", "lake").out == "Deleted storage connection lake\n"
     assert said("storage", "list").rows == []
     for command in (["delete", "lake"], ["probe", "lake"]):

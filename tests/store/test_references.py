@@ -43,7 +43,7 @@ class FakeCatalog:
     def newest(self, job: str, name: str) -> Checkpoint | None:
         return next((one for one in reversed(self._known(False)) if (one.job, one.name) == (job, name)), None)
 
-    def briefs(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]:
+    def offered(self, job: str, *, newest_first: bool = False) -> Iterator[tuple[str, Brief]]:
         mine = [(one.id, briefs.of(one)) for one in self.all if one.job == job]
         return iter(mine[::-1] if newest_first else mine)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HANG_UP = -1  # close the connection without an answer
 CUT = -2  # close it in the middle of the answer
+LOST = -3  # pass the request on, and close the connection without an answer
 
 # Told the method, the path with its query, and how many requests came before; the status to answer with instead of
-# passing the request on, HANG_UP, CUT, or None: pass it on.
+# passing the request on, HANG_UP, CUT, LOST, or None: pass it on.
 Decide = Callable[[str, str, int], int | None]
 
 
@@ -42,9 +44,9 @@ class Proxy:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                 else:
-                    self._pass_on(body, cut=verdict == CUT)
+                    self._pass_on(body, verdict)
 
-            def _pass_on(self, body: bytes, *, cut: bool) -> None:
+            def _pass_on(self, body: bytes, verdict: int | None) -> None:
                 behind = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
                 try:
                     behind.request(self.command, self.path, body=body, headers=dict(self.headers))
@@ -55,21 +57,13 @@ class Proxy:
                     return
                 finally:
                     behind.close()
-                self.send_response(answer.status)
-                for name, value in answer.getheaders():
-                    if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
-                        self.send_header(name, value)
-                length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
-                self.send_header("Content-Length", length or "0")
-                self.end_headers()
-                self.wfile.write(data[: len(data) // 2] if cut else data)
-                if cut:
-                    self.close_connection = True
+                self.close_connection = verdict in (LOST, CUT)
+                if verdict != LOST:
+                    _answered(self, answer, data[: len(data) // 2] if verdict == CUT else data, len(data))
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
@@ -99,6 +93,27 @@ class Proxy:
             if verdict is None:
                 self.seen.append((method, path))
             return verdict
+
+
+def _answered(handler: BaseHTTPRequestHandler, answer: http.client.HTTPResponse, data: bytes, size: int) -> None:
+    """Give an answer on, with as much of its `size` bytes as there are."""
+    handler.send_response(answer.status)
+    for name, value in answer.getheaders():
+        if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+            handler.send_header(name, value)
+    length = answer.getheader("Content-Length") if handler.command == "HEAD" else str(size)
+    handler.send_header("Content-Length", length or "0")
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away, as killed ones do, is nobody's error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -64,9 +64,16 @@ class Seaweed:
     def remote(self, *, endpoint: str | None = None, file: Path | None = None, patience: float = 5.0) -> Remote:
         return Remote(self.connection(endpoint=endpoint, file=file), BUCKET, NOWHERE, patience)
 
-    def close(self) -> None:
-        self.process.kill()  # its data is a test's: nothing is worth a clean end, which takes it many seconds
+    def kill(self) -> None:
+        self.process.kill()
         self.process.wait()
+
+    def restart(self) -> None:
+        """After `kill`: on the same data, and the same ports."""
+        self.process = self._start()
+
+    def close(self) -> None:
+        self.kill()  # its data is a test's: nothing is worth a clean end, which takes it many seconds
         for port in (self._master, self._volume, self._filer, self._s3):
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_file.unlink(missing_ok=True)

@@ -232,7 +232,7 @@ class Kernel:
 class Mounted:
     """A job that is mounted without a kernel, over a store that is its own."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, fetch: Callable[[str, str], Awaitable[None]] | None = None) -> None:
         store.ensure_job(JOB, 1)
         store.recover()
         self.store = store
@@ -243,7 +243,8 @@ class Mounted:
         recover(self.area, store, JOB, store.layout.pending(JOB))
         self.kernel = Kernel()
         self.uses = store.uses("a mount of job")
-        self.filesystem = job_filesystem(store, JOB, self.root_fd, self.area, self.uses, self.kernel.forget_name)
+        forget = self.kernel.forget_name
+        self.filesystem = job_filesystem(store, JOB, self.root_fd, self.area, self.uses, forget, fetch=fetch)
         self.kernel.filesystem = self.filesystem
 
     def commit(self) -> None:
@@ -264,9 +265,9 @@ class Mounted:
 
 
 @contextmanager
-def mounted(root: Path) -> Iterator[Mounted]:
+def mounted(root: Path, fetch: Callable[[str, str], Awaitable[None]] | None = None) -> Iterator[Mounted]:
     with Store.open(root) as store:
-        mount = Mounted(store)
+        mount = Mounted(store, fetch)
         try:
             yield mount
         finally:

@@ -1,0 +1,108 @@
+"""The part of a mount's daemon that has bytes fetched which somebody opens and which are not here, by a process of its
+own: opening a file waits for it, everything else goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from fuse_ckpt.errors import StorageFailed
+from fuse_ckpt.store import Store
+
+_log = logging.getLogger(__name__)
+
+GRACE = 5.0  # seconds for the process to end by itself
+LINE_MAX = 1 << 16  # bytes
+
+
+class Fetches:
+    """Has files fetched. `run` is the task; `fetch` is called from the same event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._asked: dict[str, _Asked] = {}  # by digest
+        self._wanted, self._queue = trio.open_memory_channel[dict[str, str]](1 << 16)
+
+    async def fetch(self, checkpoint: str, digest: str) -> None:
+        """Have the bytes of a digest here. Errors: StorageFailed (or whatever kept it, as that)."""
+        asked = self._asked.get(digest)
+        if asked is None:
+            asked = self._asked[digest] = _Asked()
+            self._wanted.send_nowait({"checkpoint": checkpoint, "digest": digest})
+        await asked.answered.wait()
+        if asked.error is not None:
+            raise StorageFailed(asked.error)
+
+    async def run(self) -> None:
+        """Pass on what is asked for until cancelled; the process is started when it is needed, and again if it dies."""
+        while True:
+            first = await self._queue.receive()
+            await self._live(first)
+
+    async def _live(self, first: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "fuse_ckpt.session", "fetch"]
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pass_on, process.stdin, first)
+                await self._hear(process.stdout)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await process.stdin.aclose()
+                with trio.move_on_after(GRACE):
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            self._fail(f"The process that fetches files ended with {process.returncode}.")
+
+    async def _pass_on(self, stdin: trio.abc.SendStream, first: dict[str, str]) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stdin.send_all(_line({"store": str(self._store.layout.root)}) + _line(first))
+            async for wanted in self._queue:
+                await stdin.send_all(_line(wanted))
+
+    async def _hear(self, stdout: trio.abc.ReceiveStream) -> None:
+        """Until it says no more: it has died."""
+        rest = b""
+        async for data in stdout:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._answer(json.loads(line))
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        asked = self._asked.pop(answer["digest"], None)
+        if answer.get("error"):
+            _log.warning("a file cannot be fetched: %s", answer["error"])
+        if asked is not None:
+            asked.error = answer.get("error")
+            asked.answered.set()
+
+    def _fail(self, reason: str) -> None:
+        for asked in self._asked.values():
+            asked.error = reason
+            asked.answered.set()
+        self._asked.clear()
+
+
+class _Asked:
+    """Bytes that somebody waits for."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.error: str | None = None
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"
