@@ -50,7 +50,7 @@ async def listen(
     answer: Callable[[str], Awaitable[Answer]],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve questions until cancelled; it has started once they can be asked. An earlier daemon's socket is replaced."""
+    """Serve questions until cancelled; has started once they can be asked. An earlier daemon's socket is replaced."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     address = f"/proc/self/fd/{directory}/{path.name}"
     try:
