@@ -180,7 +180,7 @@ class Desk:
             started.close()
         problems: list[str] = []
         with contextlib.suppress(AssertionError):
-            wait_until("nothing left", lambda: not self.mounts() and not self.processes(), patience=6.0)
+            wait_until("nothing left", lambda: not self.mounts() and not self.processes(), patience=30.0)
         problems += [f"{place} was left mounted" for place in self.mounts()]
         problems += [f"process {pid} was left: {command}" for pid, command in self.processes().items()]
         for place in reversed(self.mounts()):
