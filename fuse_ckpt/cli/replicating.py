@@ -11,7 +11,7 @@ import click
 from fuse_ckpt.cli import access, formats
 from fuse_ckpt.cli.nodes import AUTO, placed
 from fuse_ckpt.cli.resumable import patience_option, resumable
-from fuse_ckpt.cli.rules import Bytes
+from fuse_ckpt.cli.rules import Bytes, Number
 from fuse_ckpt.cli.settings import Settings
 from fuse_ckpt.errors import NotReached, UnknownConnection
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Nodes(click.ParamType[int]):
+class Nodes(Number):
     """A number of nodes, or `auto`: what the launcher says."""
 
     name = "nodes"
@@ -77,10 +77,6 @@ def attach(settings: Settings, name: str, path: str | None, exclusive: bool, pat
 
     Several machines can share an object store that keeps a conditional create, which is tried out. One that does not
     is for one writer alone (--exclusive); others may read it.
-
-    \b
-    fuse-ckpt storage attach lake
-    fuse-ckpt storage attach lake --path models/team-a
     """
     from fuse_ckpt import session
 
