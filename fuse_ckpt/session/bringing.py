@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Lock
 
 from fuse_ckpt.errors import CorruptBlob, FuseCkptError, StorageFailed
 from fuse_ckpt.faults import fault
@@ -16,7 +15,7 @@ from fuse_ckpt.session.elsewhere import Progress
 from fuse_ckpt.session.shared import manifest_of, shared_store
 from fuse_ckpt.sharing import PartFile, SharedStore
 from fuse_ckpt.store import Store
-from fuse_ckpt.transfer import Stop, run
+from fuse_ckpt.transfer import Stop, counter, run
 from fuse_ckpt.wording import size
 
 Advance = Callable[[int], None]
@@ -70,7 +69,7 @@ class Source:
     def fetch(self, wanted: Mapping[str, int], progress: Progress | None) -> None:
         """Have these bytes (digest → size) here."""
         _check_room(self._store.layout.root, sum(wanted.values()))
-        advance = _counter(sum(wanted.values()), progress)
+        advance = counter(sum(wanted.values()), progress)
 
         def get(digest: str) -> None:
             self.fetch_one(digest, advance)
@@ -117,20 +116,6 @@ def _is_older(path: Path, before: float) -> bool:
         return path.lstat().st_mtime < before
     except FileNotFoundError:  # whoever made it is done
         return False
-
-
-def _counter(total: int, progress: Progress | None) -> Advance:
-    done = 0
-    turn = Lock()
-
-    def advance(count: int) -> None:
-        nonlocal done
-        with turn:
-            done += count
-            if progress is not None:
-                progress(done, total)
-
-    return advance
 
 
 def _check_room(directory: Path, needed: int) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import trio
 
 from fuse_ckpt.errors import StorageFailed
+from fuse_ckpt.session import children
 from fuse_ckpt.store import Store
 
 _log = logging.getLogger(__name__)
 
-GRACE = 5.0  # seconds for the process to end by itself
 LINE_MAX = 1 << 16  # bytes
 
 
@@ -58,13 +58,7 @@ class Fetches:
                 await self._hear(process.stdout)
                 nursery.cancel_scope.cancel()
         finally:
-            with trio.CancelScope(shield=True):
-                await process.stdin.aclose()
-                with trio.move_on_after(GRACE):
-                    await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+            await children.end(process)
             self._fail(f"The process that fetches files ended with {process.returncode}.")
 
     async def _pass_on(self, stdin: trio.abc.SendStream, first: dict[str, str]) -> None:

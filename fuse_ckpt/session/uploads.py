@@ -11,6 +11,7 @@ from contextlib import suppress
 import msgspec
 import trio
 
+from fuse_ckpt.session import children
 from fuse_ckpt.store import Store
 
 _log = logging.getLogger(__name__)
@@ -18,7 +19,6 @@ _log = logging.getLogger(__name__)
 TICK = 1.0  # seconds between two looks whether there is anything to copy
 AGAIN = (1.0, 60.0)  # seconds until the next one is started, first and at most
 LONG = 60.0  # seconds; one that lived so long did not fail at once
-GRACE = 5.0  # seconds for it to end by itself
 
 
 class Uploads:
@@ -69,10 +69,4 @@ class Uploads:
             return await process.wait()
         finally:
             self.pid = None
-            with trio.CancelScope(shield=True):
-                await process.stdin.aclose()
-                with trio.move_on_after(GRACE):
-                    await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+            await children.end(process)

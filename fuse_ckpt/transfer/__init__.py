@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fuse_ckpt.transfer import connecting
 from fuse_ckpt.transfer.connecting import PATIENCE
+from fuse_ckpt.transfer.copying import counter
 from fuse_ckpt.transfer.export import Exported, export
 from fuse_ckpt.transfer.fetch import Fetched, fetch
 from fuse_ckpt.transfer.incoming import RemoteSource
@@ -34,6 +35,7 @@ __all__ = [
     "check_connection",
     "check_connection_name",
     "check_inside",
+    "counter",
     "export",
     "fetch",
     "fetch_loose",
