@@ -21,10 +21,12 @@ from fuse_ckpt.staging.journal import Sealed
 from fuse_ckpt.staging.sealed import SealedInodes
 from fuse_ckpt.staging.sealing import Sealer
 from fuse_ckpt.staging.settings import Settings
-from fuse_ckpt.staging.units import UnitRules
+from fuse_ckpt.staging.units import UnitRules, goes_on
 from fuse_ckpt.staging.worktree import Found, Scan, WorkTree
 
 _log = logging.getLogger(__name__)
+
+SURELY_BEFORE = 500_000_000  # ns; the disk's clock for mtimes is up to 10 ms behind, a program's start takes longer
 
 
 class Area(Growth):
@@ -125,12 +127,21 @@ class Area(Growth):
     def inspect(self, unit: Unit) -> tuple[Scan, str | None]:
         """The unit as it lies in the tree, and what it lacks to be whole. Reads a little of each file."""
         scan = self.tree.scan(unit, self._open.keys())
-        if scan.temporary:
-            return scan, f"a temporary file is left in it: {scan.temporary[0]}"
+        left = next((path for path in scan.temporary if not self._is_debris(path, unit, scan)), None)
+        if left is not None:
+            return scan, f"a temporary file is left in it: {left}"
         mark = self.tree.mark(unit)
         if mark is not None:
             return scan, f"{mark} says that the save was not finished"
         return scan, self._torn(unit, scan) or self._broken(unit, scan)
+
+    def _is_debris(self, temporary: str, unit: Unit, scan: Scan) -> bool:
+        """Whether a temporary file was left by an earlier save that died in the unit, and this one wrote all anew."""
+        draft, found = self.drafts.get(unit), self.tree.look(temporary)
+        if draft is None or draft.recovered or found is None or found.key in self._open:
+            return False
+        oldest = min((one.mtime_ns for one in scan.files if not goes_on(one.path)), default=0)
+        return found.mtime_ns < min(oldest, draft.began_ns - SURELY_BEFORE)
 
     def _broken(self, unit: Unit, scan: Scan) -> str | None:
         """What the files' contents say; of what an earlier mount left nobody knows how it was closed, so all of it."""
@@ -148,9 +159,11 @@ class Area(Growth):
             if death is not None:
                 return f"{found.path} was not closed by its program: {death}"
         draft = self.drafts.get(unit)
-        if draft is None or draft.abandoned is None:
-            return None
-        return f"{draft.abandoned} before it was seen to be finished"
+        before = draft.amends if draft is not None else None
+        abandoned = draft.abandoned if draft is not None else None
+        if abandoned is None and before is not None and before.abandoned is not None and before.is_added_to(scan):
+            abandoned = before.abandoned  # of a version that is written anew, it would mean nothing
+        return f"{abandoned} before it was seen to be finished" if abandoned else None
 
     def prepare(self, draft: Draft, scan: Scan, failure: str | None) -> Sealed | None:
         """All of a seal that may be done in a thread; None where somebody can still write one of its files."""

@@ -18,6 +18,7 @@ class Draft:
     def __init__(self, unit: Unit, now: float, amends: Recent | None = None) -> None:
         self.unit = unit
         self.last_change = now
+        self.began_ns = time.time_ns()  # wall clock
         self.amends = amends  # what it only adds files to, unless it does more
         self.first_closed: float | None = None
         self.created_ns = 0  # wall clock of the newest close; 0: none seen by this mount
@@ -30,7 +31,7 @@ class Draft:
         self.hinted = False
         self.finishing = False
         self.recovered = False
-        self.abandoned = amends.abandoned if amends else None  # how a writer died, perhaps between two files
+        self.abandoned: str | None = None  # how a writer died, perhaps between two files
         self.deaths: dict[int, str] = {}  # of writers that were killed: whether they had more to write is not known yet
         self.described: set[str] = set()  # directories whose .metadata came after all that it describes
         self.version = 0  # rises with every change, and with every open that may become one

@@ -47,8 +47,10 @@ class RecentDrafts:
         if unit.shape is not Shape.FLAT or is_set(unit):
             members = (one for one in sealed.journal.files if one.link and not one.companion)
             files: dict[str, InodeKey | None] = {one.path: one.key for one in members}
-            until = math.inf if before is None else before.until
-            self._recent[unit] = Recent(sealed.directory.name, files, until, abandoned)
+            recent = Recent(sealed.directory.name, files, math.inf, abandoned)
+            if before is not None:
+                recent.until, recent.abandoned = before.until, abandoned or before.abandoned
+            self._recent[unit] = recent
 
     def committed(self, sealed: Sealed, now: float) -> None:
         found = self._recent.get(sealed.journal.unit)

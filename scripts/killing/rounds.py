@@ -56,7 +56,7 @@ class Killing:
         self._log = top / "errors"
         self._random = random_
         self._kib = kib
-        self._known: set[str] = set()
+        self._known: set[tuple[str, int]] = set()  # ids and revisions
         self._newest: dict[str, int] = {}  # form → step of the newest checkpoint that can be resumed from
         self._took = 0.005  # seconds of the last save
         self._loader = subprocess.Popen(
@@ -133,8 +133,8 @@ class Killing:
     def _check_listed(self, name: str, outcome: Outcome) -> None:
         form, steps = FORMS[name], []
         with Store.open(self._store) as store:
-            fresh = [one for one in store.checkpoints(_job(name)) if one.id not in self._known]
-            self._known.update(one.id for one in fresh)
+            fresh = [one for one in store.checkpoints(_job(name)) if (one.id, one.revision) not in self._known]
+            self._known.update((one.id, one.revision) for one in fresh)
             counts = Counter(one.state for one in fresh)
             whole = [(one, _files(store, one)) for one in fresh if one.state is State.AVAILABLE]
         self.tally.available += counts[State.AVAILABLE]

@@ -111,6 +111,29 @@ def test_a_broken_config_is_no_reason_to_fail(mounted: Mount) -> None:
     assert any("config.json" in note for note in found.metadata.notes)
 
 
+def test_a_step_saved_again_over_what_a_killed_save_left_is_available(mounted: Mount) -> None:
+    """S8: Nor does a temporary name that an earlier save left when it was killed, once the same step is saved again: it
+    is not open, lay there before this save began, and every member is newer."""
+    d = mounted.path / "checkpoint-1"
+    code = (
+        "import os, pathlib, signal, sys; d = pathlib.Path(sys.argv[1]); d.mkdir(); (d / 'a.bin').write_bytes(b'1');"
+        "(d / '.tmpAb12Cd').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    mounted.expect_log("a temporary file is left")
+    assert subprocess.run([sys.executable, "-S", "-c", code, d], check=False).returncode == -9
+    (first,) = mounted.wait_for("checkpoint-1", status="failed")
+    assert first.failure == "a temporary file is left in it: checkpoint-1/.tmpAb12Cd"
+    before = os.stat(d / ".tmpAb12Cd").st_mtime - 60
+    os.utime(d / ".tmpAb12Cd", (before, before))
+    for name in ("a.bin", "b.bin"):
+        save(d / name, step=2)
+    put(d / "trainer_state.json", b'{"global_step": 1, "log_history": []}')
+    (again,) = mounted.wait_for("checkpoint-1")
+    assert again.id != first.id
+    assert (d / ".tmpAb12Cd").read_bytes() == b"half"
+    assert not (mounted.path / ".checkpoints" / "by-id" / again.id / ".tmpAb12Cd").exists()
+
+
 def test_id_order_is_commit_order_is_listing_order(mount_job: MountJob) -> None:
     """S13: An id is minted at commit, unique over all machines and time-ordered: id order is commit order is listing
     order. The timestamp is when the checkpoint was created: its last member's close."""

@@ -168,6 +168,25 @@ def test_a_shard_that_was_missing_makes_it_available_under_the_same_id(run: Run)
     run(story)
 
 
+@pytest.mark.parametrize(("anew", "expected"), [(False, [(1, "failed")]), (True, [(1, "failed"), (2, "available")])])
+def test_only_a_save_from_the_start_heals_what_a_killed_writer_left(
+    run: Run, anew: bool, expected: list[tuple[int, str]]
+) -> None:
+    async def story(trainer: Trainer, _: Committer) -> None:
+        trainer.mkdir("checkpoint-1")
+        trainer.save("checkpoint-1/weights", b"first", task=OTHER)
+        trainer.area.exited(OTHER, "its writer was killed by signal 9")
+        await later(1)
+        assert [(ordinal, state) for _, ordinal, _, state in heads(trainer)] == [(1, "failed")]
+        if anew:
+            trainer.rewrite("checkpoint-1/weights", b"second")
+        trainer.save("checkpoint-1/trainer_state.json", b"{}")
+        await later(6)
+        assert [(ordinal, state) for _, ordinal, _, state in heads(trainer)] == expected
+
+    run(story)
+
+
 def test_what_comes_late_does_not_heal_what_was_found_to_be_damaged(run: Run) -> None:
     """A commit reads nothing again that is a blob already."""
 

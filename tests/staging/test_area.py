@@ -390,6 +390,56 @@ def test_a_temporary_file_left_in_a_unit_is_a_fault(trainer: Trainer) -> None:
     assert trainer.area.inspect(STEP)[1] == "a temporary file is left in it: checkpoint-1/x.tmp"
 
 
+def _leave_debris(trainer: Trainer) -> Path:
+    """What a save that was killed an hour ago left where the next one of the same step is to go."""
+    (trainer.work / "checkpoint-1").mkdir()
+    debris = trainer.work / "checkpoint-1" / "x.tmp"
+    debris.write_bytes(b"half")
+    _age(debris)
+    return debris
+
+
+def _age(path: Path) -> None:
+    an_hour_ago = path.stat().st_mtime - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))
+
+
+def test_a_temporary_file_of_an_earlier_save_is_no_fault_of_one_that_wrote_all_anew(trainer: Trainer) -> None:
+    _leave_debris(trainer)
+    trainer.save("checkpoint-1/weights")
+    trainer.save("checkpoint-1/optimizer")
+    scan, fault = trainer.area.inspect(STEP)
+    assert fault is None
+    assert [found.path for found in scan.files] == ["checkpoint-1/optimizer", "checkpoint-1/weights"]
+
+
+def test_a_temporary_file_is_a_fault_where_a_member_is_older(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.save("checkpoint-1/weights")
+    debris = trainer.work / "checkpoint-1" / "x.tmp"
+    debris.write_bytes(b"half")
+    _age(debris)
+    assert trainer.area.inspect(STEP)[1] is None
+    _age(trainer.work / "checkpoint-1" / "weights")
+    assert trainer.area.inspect(STEP)[1] == "a temporary file is left in it: checkpoint-1/x.tmp"
+
+
+def test_a_temporary_file_that_is_open_is_a_fault_however_old(trainer: Trainer) -> None:
+    trainer.mkdir("checkpoint-1")
+    trainer.start("checkpoint-1/x.tmp")
+    trainer.save("checkpoint-1/weights")
+    _age(trainer.work / "checkpoint-1" / "x.tmp")
+    assert trainer.area.inspect(STEP)[1] == "a temporary file is left in it: checkpoint-1/x.tmp"
+    trainer.close("checkpoint-1/x.tmp")
+
+
+def test_a_temporary_file_is_a_fault_where_nobody_saw_what_came_after_it(trainer: Trainer) -> None:
+    _leave_debris(trainer)
+    (trainer.work / "checkpoint-1" / "weights").write_bytes(torch_zip())
+    trainer.area.found(STEP, trainer.area.tree.scan(STEP).files)
+    assert trainer.area.inspect(STEP)[1] == "a temporary file is left in it: checkpoint-1/x.tmp"
+
+
 def test_a_file_closed_only_by_its_writers_death_is_a_fault(trainer: Trainer) -> None:
     trainer.mkdir("checkpoint-1")
     trainer.start("checkpoint-1/raw")
