@@ -26,6 +26,7 @@
     │   └── StillBound
     ├── StoreUnusable            1  the store cannot be opened here
     ├── CommitFailed             1  a draft could not be committed; it stays in pending/
+    │   └── NotWritten
     ├── StorageFailed            1  an object store refuses, fails, or does not answer
     │   ├── CredentialsRefused
     │   ├── PermissionRefused
@@ -176,6 +177,15 @@ class StoreUnusable(FuseCkptError):
 
 class CommitFailed(FuseCkptError):
     """A sealed draft could not be committed; its links and journal stay in pending/ for the next attempt."""
+
+
+class NotWritten(CommitFailed):
+    """The disk could not write the bytes of a file. The kernel says so once and may drop them: what is read of the file
+    from then on need not be what was written."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} could not be written to the disk: {why}")
+        self.name, self.why = name, why
 
 
 class StorageFailed(FuseCkptError):

@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fuse_ckpt import metadata
+from fuse_ckpt.errors import NotWritten
 from fuse_ckpt.model import Checkpoint, Entry, InodeKey, Kind, Manifest, NewCheckpoint, State
 from fuse_ckpt.staging import validate
 from fuse_ckpt.staging.journal import Journal, Linked, Sealed
@@ -24,21 +25,22 @@ class Committed(Struct, frozen=True):
     blobs: tuple[InodeKey, ...]  # inodes of the draft that are blobs now
 
 
-def commit(store: Store, job: str, sealed: Sealed) -> Committed:
+def commit(store: Store, job: str, sealed: Sealed, doubt: str | None = None) -> Committed:
     """Adopt the members of a sealed draft as blobs, publish its checkpoint or amend one, and drop the draft's links.
 
+    `doubt`: the disk failed before: all is copied. The text says what it could not write, and makes it `failed`.
     Raises CommitFailed, OSError or StoreUnusable; then the draft is as it was.
     """
     journal = sealed.journal
     with store.committing():
         sealed.sync()
         known = store.sealed_inodes(one.key for one in journal.files if one.link)
-        adopted = _adopt_all(store, sealed, known)
+        adopted = _adopt_all(store, sealed, known, copied=doubt is not None)
         inodes = {one.inode: one.digest for one in adopted.values() if one.linked}
         entries, companions = _entries(journal, adopted)
         checkpoint = None
         if not _is_known(store, job, sealed, entries):
-            failure = journal.failure or _shrunk(journal, adopted) or _fault(sealed)
+            failure = journal.failure or doubt or _shrunk(journal, adopted) or _fault(sealed)
             failure = failure or _damage(store, job, journal, known)
             new = NewCheckpoint(
                 job, journal.unit, journal.node, journal.created_ns, _metadata_of(sealed), entries, companions,
@@ -49,7 +51,7 @@ def commit(store: Store, job: str, sealed: Sealed) -> Committed:
     return Committed(checkpoint, tuple(inodes))
 
 
-def _adopt_all(store: Store, sealed: Sealed, known: Mapping[InodeKey, str]) -> dict[str, Adopted]:
+def _adopt_all(store: Store, sealed: Sealed, known: Mapping[InodeKey, str], *, copied: bool) -> dict[str, Adopted]:
     """Link → what became of it. What is a blob already (`known`: its digest) is not read again."""
     linked = [one for one in sealed.journal.files if one.link]
     adopted = {
@@ -57,7 +59,11 @@ def _adopt_all(store: Store, sealed: Sealed, known: Mapping[InodeKey, str]) -> d
     }  # fmt: skip
     fresh = [one.link for one in linked if one.key not in known]
     sources = [sealed.directory / link for link in fresh]
-    done = list(map(store.adopt_copy, sources)) if sealed.is_distrusted() else store.adopt_all(sources)
+    try:
+        done = list(map(store.adopt_copy, sources)) if copied else store.adopt_all(sources)
+    except NotWritten as exc:
+        paths = {one.link: one.path for one in linked}
+        raise NotWritten(paths.get(exc.name, exc.name), exc.why) from exc
     return adopted | dict(zip(fresh, done, strict=True))
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
-from fuse_ckpt.errors import CommitFailed, FuseCkptError
-from fuse_ckpt.model import Checkpoint, InodeKey, State, Unit
+from fuse_ckpt.errors import CommitFailed, FuseCkptError, NotWritten
+from fuse_ckpt.model import Checkpoint, State, Unit
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.commit import Committed, commit
 from fuse_ckpt.staging.drafts import Draft
@@ -72,7 +72,6 @@ class Committer:
         self._watched: set[int] = set()
         self._under_way: set[Path] = set()  # sealed drafts that a thread commits
         self._stuck: dict[Path, tuple[float, Sealed]] = {}  # could not be committed, and when to try again
-        self._unsynced: set[InodeKey] = set()  # an fsync of theirs has failed: no later one of them can be trusted
         self._refused: dict[Unit, float] = {}  # units that somebody can still write, and when to ask again
         self._heard: list[list[Checkpoint]] = []  # who wants to hear what is committed
         area.wake = self._wake
@@ -147,9 +146,7 @@ class Committer:
         sealed = next_draft(self._area.queue, self._under_way)
         if sealed is not None:
             self._under_way.add(sealed.directory)
-            if not self._unsynced.isdisjoint(sealed.keys):  # by a hard link, in another unit's draft
-                sealed.distrust()
-            nursery.start_soon(self._commit, sealed)
+            nursery.start_soon(self._commit, sealed, self._doubt(sealed))
             return True
         unit = self._ready()
         if unit is None:
@@ -215,9 +212,16 @@ class Committer:
     def _is_still(self, draft: Draft, version: int) -> bool:
         return self._area.drafts.get(draft.unit) is draft and draft.version == version
 
-    async def _commit(self, sealed: Sealed) -> None:
+    def _doubt(self, sealed: Sealed) -> str | None:
+        """What the disk could not do with a file of the draft, perhaps by its name in another one; None if nothing."""
+        known = [self._area.unwritten[key] for key in sealed.keys if key in self._area.unwritten]
+        if known and sealed.distrusted() is None:
+            sealed.distrust(known[0])
+        return known[0] if known else sealed.distrusted()
+
+    async def _commit(self, sealed: Sealed, doubt: str | None) -> None:
         try:
-            committed = await self._workers.run(commit, self._store, self._job, sealed)
+            committed = await self._workers.run(commit, self._store, self._job, sealed, doubt)
         except Exception as exc:  # a draft that cannot be committed must not end the task, and with it the mount
             self._put_aside(sealed, exc)
         else:
@@ -239,10 +243,14 @@ class Committer:
         count(self.statistics, checkpoint)
 
     def _put_aside(self, sealed: Sealed, exc: Exception) -> None:
-        """Keep a draft that could not be committed. After an error of the disk no later fsync can be trusted here.
+        """Keep a draft that could not be committed; one that the disk could not write is committed as `failed` at once.
 
         One that is tried again takes those of the same unit that came after it with it: their order is to stay.
         """
+        if isinstance(exc, NotWritten) and self._area.unwritten.keys().isdisjoint(sealed.keys):
+            self._area.unwritten.update(dict.fromkeys(sealed.keys, str(exc)))
+            _log.error("cannot commit %r as it was written: %s", sealed.journal.unit.name, exc)
+            return
         again = isinstance(exc, CommitFailed) or (isinstance(exc, OSError) and exc.errno in _PASSING)
         when = self._area.clock() + RETRY_COMMIT if again else math.inf
         later = [one for one in self._area.queue if again and one.journal.unit == sealed.journal.unit]
@@ -253,7 +261,7 @@ class Committer:
         sealed.note_error(str(exc))
         if isinstance(exc, OSError) and not again:
             sealed.distrust()
-            self._unsynced.update(sealed.keys)
+            self._area.unwritten.update(dict.fromkeys(sealed.keys, ""))
         told = f"in {RETRY_COMMIT:.0f} s" if again else "at the next mount"
         _log.error(
             "cannot commit %r, tried again %s: %s", sealed.journal.unit.name, told, exc, exc_info=_traceback(exc)

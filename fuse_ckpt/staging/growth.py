@@ -40,12 +40,15 @@ class Growth:
         self.doubts = Doubts(tree)
         self.orphans = Orphans(tree)
         self.recent = RecentDrafts()
+        self.unwritten: dict[InodeKey, str] = {}  # what the disk could not do with them: no later fsync can be trusted
         self._appends: Counter[Unit] = Counter()
 
     def opened(self, path: str, key: InodeKey, task: int, *, changed: bool) -> int:
         """A file was opened for writing; `changed`: created or truncated by that. Returns the writer's process."""
         process = process_of(task)
         self._open.opened(path, key, process, changed=changed)
+        if changed:
+            self.unwritten.pop(key, None)
         unit = self.rules.member_of(path)
         if unit is None:
             return process

@@ -102,13 +102,20 @@ class Sealed(Struct, frozen=True):
         except OSError:
             return
 
-    def distrust(self) -> None:
-        """Note that an fsync of a member failed: the kernel may have dropped what it could not write. Best effort."""
-        with contextlib.suppress(OSError):
-            (self.directory / _UNSYNCED).touch()
+    def distrust(self, failure: str = "") -> None:
+        """Note that the disk failed: nothing is linked any more, all is copied. Best effort.
 
-    def is_distrusted(self) -> bool:
-        return (self.directory / _UNSYNCED).exists()
+        `failure`: of a member that could not be written, of which the kernel may have dropped what it had.
+        """
+        with contextlib.suppress(OSError):
+            (self.directory / _UNSYNCED).write_text(failure, errors="backslashreplace")
+
+    def distrusted(self) -> str | None:
+        """None where nothing failed; else the failure that `distrust` was told, perhaps none ("")."""
+        try:
+            return (self.directory / _UNSYNCED).read_text()
+        except FileNotFoundError:
+            return None
 
     def discard(self) -> None:
         """Remove the links and the journal; the journal first, so that a half-removed draft is no draft."""

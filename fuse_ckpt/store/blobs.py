@@ -16,7 +16,7 @@ from blake3 import blake3
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fuse_ckpt.errors import CommitFailed
+from fuse_ckpt.errors import CommitFailed, NotWritten
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import InodeKey
 
@@ -78,8 +78,7 @@ class Blobs:
             if not stat.S_ISREG(before.st_mode):
                 raise CommitFailed(f"{source} is not a regular file.")
             if not synced:
-                fault("adopt:fsync")
-                os.fdatasync(fd)
+                _write_out(fd, source)
             digest = digest_of(fd)
             after = os.fstat(fd)
             if before.st_size != after.st_size:  # its times may change, nobody can write it
@@ -97,6 +96,8 @@ class Blobs:
         try:
             copy_file(fd, half_made)
             return replace(self.adopt(half_made), linked=False)
+        except NotWritten as exc:
+            raise NotWritten(source.name, exc.why) from exc
         finally:
             os.close(fd)
             half_made.unlink(missing_ok=True)
@@ -181,10 +182,17 @@ class Blobs:
 def _sync(source: Path) -> None:
     fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        fault("adopt:fsync")
-        os.fdatasync(fd)
+        _write_out(fd, source)
     finally:
         os.close(fd)
+
+
+def _write_out(fd: int, source: Path) -> None:
+    try:
+        fault("adopt:fsync")
+        os.fdatasync(fd)
+    except OSError as exc:  # whatever its number: ENOSPC means too that pages were dropped
+        raise NotWritten(source.name, exc.strerror or str(exc)) from exc
 
 
 def digest_of(fd: int) -> str:

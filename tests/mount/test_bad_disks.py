@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -115,12 +116,34 @@ def test_what_a_full_disk_kept_from_being_committed_is_pending_and_told(mount_jo
     closed(mounted)
 
 
-@pytest.mark.parametrize("point", ["adopt:fsync", "adopt:link", "adopt:dirsync", "publish:manifest", "publish:txn"])
+@pytest.mark.parametrize("error", ["EIO", "EDQUOT", "ENOSPC"])
+def test_a_checkpoint_that_the_disk_cannot_write_is_failed_with_the_reason(
+    mount_job: MountJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """The kernel tells of it once, and the next fsync says that all is well; the same file saved again is as good as
+    any."""
+    monkeypatch.setenv("FAIL_IF", str(tmp_path / "fail"))
+    monkeypatch.setenv("FAIL_WITH", error)
+    switch = put(tmp_path / "fail.adopt:fsync")
+    mounted = impatient(mount_job, None)
+    put(mounted.path / "m.bin")
+    mounted.expect_log("cannot commit 'm.bin'|not whole")
+    wait_until("it failed", lambda: "cannot commit" in (mounted.daemon.log if mounted.daemon else ""))
+    switch.unlink()
+    (one,) = mounted.wait_for("m.bin", status="failed")
+    assert one.failure == f"m.bin could not be written to the disk: {os.strerror(getattr(errno, error))}"
+    assert (mounted.by_id(one) / "m.bin").read_bytes() == b"0123456789"
+    put(mounted.path / "m.bin", b"again")
+    (one,) = mounted.wait_for("m.bin")
+    assert (mounted.by_id(one) / "m.bin").read_bytes() == b"again"
+
+
+@pytest.mark.parametrize("point", ["adopt:link", "adopt:dirsync", "publish:manifest", "publish:txn"])
 @pytest.mark.parametrize("error", ["EIO", "EDQUOT"])
 def test_an_error_of_the_disk_at_any_step_of_a_commit_is_never_silently_fine(
     mount_job: MountJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, error: str
 ) -> None:
-    """After EIO no later fsync can be trusted, so the next mount writes the bytes anew; a quota is tried again."""
+    """After EIO the next mount writes the bytes anew; a quota is tried again."""
     monkeypatch.setenv("FAIL_IF", str(tmp_path / "fail"))
     monkeypatch.setenv("FAIL_WITH", error)
     switch = put(tmp_path / f"fail.{point}")

@@ -17,6 +17,7 @@ from fuse_ckpt.model import State
 from fuse_ckpt.staging import Committer, load_all, why_stuck
 from fuse_ckpt.staging.committer import RETRY_COMMIT
 from fuse_ckpt.staging.journal import Sealed
+from fuse_ckpt.store import Store
 from tests.staging.conftest import Run
 from tests.staging.trainer import JOB, OTHER, UNSEEN, Trainer, key_of, torch_zip
 
@@ -307,7 +308,7 @@ def test_drain_with_nothing_to_do_returns(run: Run) -> None:
 def test_a_full_disk_keeps_the_draft_and_tries_again(run: Run) -> None:
     async def story(trainer: Trainer, committer: Committer) -> None:
         step(trainer)
-        with faults.install(fails(OSError(errno.ENOSPC, "No space left on device"), "adopt:")):
+        with faults.install(fails(OSError(errno.ENOSPC, "No space left on device"), "adopt:link")):
             await later(6)
         assert trainer.checkpoints() == {}
         assert committer.statistics.stuck == 1
@@ -322,7 +323,7 @@ def test_a_full_disk_keeps_the_draft_and_tries_again(run: Run) -> None:
     run(story)
 
 
-@pytest.mark.parametrize("point", ["adopt:fsync", "adopt:link", "adopt:dirsync", "publish:manifest", "publish:txn"])
+@pytest.mark.parametrize("point", ["adopt:link", "adopt:dirsync", "publish:manifest", "publish:txn"])
 def test_a_commit_that_fails_stops_no_other(run: Run, point: str, caplog: pytest.LogCaptureFixture) -> None:
     async def story(trainer: Trainer, committer: Committer) -> None:
         step(trainer)
@@ -359,12 +360,45 @@ def test_a_failed_fsync_is_believed_of_every_name_of_the_file(run: Run) -> None:
 
         with faults.install(hook):
             await later(2)
-        (one,) = trainer.store.checkpoints(JOB)
-        (entry,) = trainer.store.manifest(one.id).entries
-        assert one.name == "last.pt"
-        assert key_of(trainer.store.blob_path(entry.digest)) != key_of(trainer.work / "last.pt")
+        found = trainer.store.checkpoints(JOB)
+        assert sorted((one.name, one.state) for one in found) == [
+            ("epoch-1.pt", State.FAILED), ("last.pt", State.FAILED),
+        ]  # fmt: skip
+        for one in found:
+            (entry,) = trainer.store.manifest(one.id).entries
+            assert key_of(trainer.store.blob_path(entry.digest)) != key_of(trainer.work / "last.pt")
+            assert one.failure == "epoch-1.pt could not be written to the disk: the disk says no"
 
     run(story)
+
+
+def test_what_the_disk_cannot_write_twice_is_tried_again_and_stays_failed(run: Run) -> None:
+    """Even where the note of it cannot be written, no later fsync is believed in this mount."""
+
+    async def story(trainer: Trainer, committer: Committer) -> None:
+        trainer.save("a.pt", torch_zip())
+        with faults.install(fails(OSError(errno.EIO, "the disk says no"), "adopt:fsync")):
+            await later(2)
+            assert trainer.store.checkpoints(JOB) == []
+            assert committer.statistics.stuck == 1
+        (directory,) = trainer.store.layout.pending(JOB).iterdir()
+        (directory / "unsynced").unlink()
+        await later(RETRY_COMMIT + 1)
+        (one,) = trainer.store.checkpoints(JOB)
+        assert (one.state, one.failure) == (State.FAILED, "a.pt could not be written to the disk: the disk says no")
+
+    run(story)
+
+
+def test_what_the_disk_could_not_write_is_failed_in_the_next_mount_too(store: Store, run: Run) -> None:
+    async def story(trainer: Trainer, _: Committer) -> None:
+        trainer.save("a.pt", torch_zip())
+        with faults.install(fails(OSError(errno.EIO, "the disk says no"), "adopt:fsync")):
+            await later(2)
+
+    run(story)
+    (sealed,) = load_all(store.layout.pending(JOB), clean=False)
+    assert sealed.distrusted() == "a.pt could not be written to the disk: the disk says no"
 
 
 @pytest.mark.parametrize("prefix", ["seal:linked", "adopt:", "publish:manifest"])

@@ -69,11 +69,11 @@ def test_a_small_checkpoint_is_listed_while_a_huge_one_is_still_read(
 ) -> None:
     go_on, reading = threading.Event(), threading.Event()
 
-    def commit(store: Store, job: str, draft: Sealed) -> Any:
+    def commit(store: Store, job: str, draft: Sealed, doubt: str | None) -> Any:
         if draft.journal.unit.name == "huge.pt":
             reading.set()
             assert go_on.wait(60)
-        return really(store, job, draft)
+        return really(store, job, draft, doubt)
 
     monkeypatch.setattr("fuse_ckpt.staging.committer.commit", commit)
     monkeypatch.setattr("fuse_ckpt.staging.lanes.BIG", 1000)

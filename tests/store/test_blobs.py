@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from fuse_ckpt.errors import CommitFailed
+from fuse_ckpt.errors import CommitFailed, NotWritten
 from fuse_ckpt.model import Checkpoint, InodeKey
 from fuse_ckpt.store import Store, blobs, durable
+from fuse_ckpt.store.blobs import SYNCERS
 
 Save = Callable[..., Checkpoint]
 
@@ -119,13 +120,15 @@ def test_a_file_that_changes_while_it_is_read_is_not_committed(store: Store, mon
     assert list(store.layout.blobs.glob("*/*")) == []
 
 
-def test_an_error_of_fsync_is_the_callers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", [1, SYNCERS + 1])
+def test_what_cannot_be_written_is_told_by_its_name(store: Store, monkeypatch: pytest.MonkeyPatch, files: int) -> None:
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        store.adopt(write(store, "a", b"data"))
+    sources = [write(store, f"a{n}", b"data") for n in range(files)]
+    with pytest.raises(NotWritten, match=r"^a0 could not be written to the disk: Input/output error$"):
+        store.adopt_all(sources)
     assert list(store.layout.blobs.glob("*/*")) == []
 
 
