@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 CPU_CLOCK = 2  # CPUCLOCK_SCHED, of include/linux/posix-timers.h: all threads of a process, those that ended too
+BLOCK = 4 << 20  # bytes
 SECTOR = 512  # bytes; what the kernel counts in, whatever the disk's own are
 
 
@@ -79,11 +80,15 @@ def resident(pid: int) -> int:
     return int(_first(Path(f"/proc/{pid}/status"), r"^VmRSS:\s*(\d+) kB$") or 0) * 1024
 
 
-def warm_memory(size: int) -> None:
-    """Touch `size` bytes of memory and free them: a virtual machine may have given its free memory back to the host,
-    and the first touch of such a page takes longer than copying it (measured: 13 µs against 0.8 for 4 KiB)."""
-    if size:
-        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+def warm_memory(size: int, directory: Path) -> None:
+    """Have `size` bytes of memory ready that the next file takes: a virtual machine may have given its free memory back
+    to the host, and the first touch of such a page takes longer than copying it (measured: 13 µs against 0.8 for
+    4 KiB). By a file in `directory` that is written and removed: the pages of one are the next one's, which those of an
+    anonymous mapping are not (saves of 1 GiB took 0.42 s or 1.5, by what had gone before)."""
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as scratch:
+        block = bytes(BLOCK)
+        for _ in range(0, size, BLOCK):
+            scratch.write(block)
 
 
 def _first(path: Path, pattern: str) -> str | None:

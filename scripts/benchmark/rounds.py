@@ -52,11 +52,12 @@ def measure(case: Case, payload: Payload, places: Sequence[Place], rounds: int) 
     seconds: dict[str, list[float]] = {place.name: [] for place in taking_part}
     try:
         for place in taking_part:
+            warm_memory(case.memory(payload.sizes), places[0].path)
             trials.append((place, case.start(payload, place)))
             place.settle()
         for number in range(rounds + 1):
             for place, trial in trials if number % 2 == 0 else reversed(trials):
-                taken = _run_once(case, place, trial, case.memory(payload.sizes))
+                taken = _run_once(case, place, trial, case.memory(payload.sizes), places[0].path)
                 if number:
                     seconds[place.name].append(taken)
     finally:
@@ -65,11 +66,11 @@ def measure(case: Case, payload: Payload, places: Sequence[Place], rounds: int) 
     return Result(case, case.work(payload.sizes), seconds)
 
 
-def _run_once(case: Case, place: Place, trial: Trial, memory: int) -> float:
+def _run_once(case: Case, place: Place, trial: Trial, memory: int, scratch: Path) -> float:
     os.sync()  # what the last run left to be written is not this one's burden
     if case.cold:
         DROP_CACHES.write_text("3\n")
-    warm_memory(memory)
+    warm_memory(memory, scratch)
     start = time.perf_counter()
     loaded = trial.run()
     taken = time.perf_counter() - start
