@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from fuse_ckpt.model import Kind, Manifest, Unit
+from fuse_ckpt.model import InodeKey, Kind, Manifest, Unit
 from fuse_ckpt.staging.area import Area
 from fuse_ckpt.staging.commit import is_in
 from fuse_ckpt.staging.journal import load_all
 from fuse_ckpt.staging.recent import PROVISIONAL, Recent
 from fuse_ckpt.staging.worktree import Scan
-from fuse_ckpt.store import Store
+from fuse_ckpt.store import Store, is_marked_damaged
 
 
 def recover(area: Area, store: Store, job: str, pending: Path) -> None:
@@ -30,13 +31,28 @@ def recover(area: Area, store: Store, job: str, pending: Path) -> None:
     for sealed in left:
         area.recent.sealed(sealed, None, None)
     for unit, scan in scans.items():
-        prefix = len(unit.prefix) + 1 if unit.prefix else 0
-        digests = {found.path[prefix:]: blobs.get(found.key) for found in scan.files}
         newest = store.newest(job, unit.name, deleted=True)  # what was deleted is not to come back by itself
+        digests = _digests(unit, scan, blobs, newest)
         if not scan.files or (newest is not None and is_in(newest, digests)):
             continue
         if not store.was_collected(job, unit.name, [(f.path, f.size, f.mtime_ns) for f in scan.files]):
             area.found(unit, scan.files)
+
+
+def _digests(unit: Unit, scan: Scan, blobs: Mapping[InodeKey, str], newest: Manifest | None) -> dict[str, str | None]:
+    """Path below the unit → digest of what lies there; None: it must be read.
+
+    A file whose bytes were in the store before is no blob itself. It is what was committed as long as its size and
+    mtime are; else a frozen model that lies in each of twenty checkpoints would be read twenty times at each mount.
+    """
+    prefix = len(unit.prefix) + 1 if unit.prefix else 0
+    sound = newest is not None and not is_marked_damaged(newest.checkpoint)  # a good copy may mend the other
+    entries = newest.entries if newest is not None and sound else ()
+    seen = {(entry.path, entry.size, entry.mtime_ns): entry.digest for entry in entries if entry.kind is Kind.FILE}
+    return {
+        found.path[prefix:]: blobs.get(found.key) or seen.get((found.path[prefix:], found.size, found.mtime_ns))
+        for found in scan.files
+    }
 
 
 def _remember(area: Area, unit: Unit, scan: Scan, newest: Manifest) -> None:

@@ -184,8 +184,8 @@ def test_what_recovery_finds_sealed_is_sealed_again(tmp_path: Path) -> None:
     with mounted(root) as (_, area, trainer):
         assert key_of(trainer.work / "checkpoint-1" / "weights") in area.sealed
         assert key_of(trainer.work / "a.pt") in area.sealed
-        # The two equal trainer_state.json are one blob: only the bytes of the second tell that it is committed.
-        assert {unit.name for unit in area.drafts} == {"checkpoint-2"}
+        assert key_of(trainer.work / "checkpoint-2" / "trainer_state.json") not in area.sealed  # its equal is the blob
+        assert list(area.drafts) == []
 
 
 def test_a_blob_under_a_temporary_name_is_still_sealed(tmp_path: Path) -> None:
@@ -259,23 +259,46 @@ def test_the_equal_bytes_of_a_second_file_are_no_new_version_at_the_next_mount(t
     assert_all_is_well(root)
 
 
-def test_a_file_that_is_still_written_elsewhere_waits(tmp_path: Path) -> None:
-    """A writer outlives a daemon that was killed under it."""
-    root = tmp_path / "store"
-    with mounted(root) as (_, _, trainer):
-        work = trainer.work
-    (work / "a.pt").write_bytes(torch_zip())
-    fd = os.open(work / "a.pt", os.O_WRONLY)
+def test_bytes_that_were_in_the_store_before_are_not_read_again_at_each_mount(tmp_path: Path) -> None:
+    """A frozen model lies in every checkpoint of a run."""
+    names = ["checkpoint-1", "checkpoint-2"]
 
-    async def look(trainer: Trainer, committer: Committer) -> None:
-        with trio.move_on_after(0.3):
-            await committer.drain()
-        assert trainer.checkpoints() == {}
-        os.close(fd)
+    async def twice(trainer: Trainer, committer: Committer) -> None:
+        for name in names:
+            trainer.mkdir(name)
+            trainer.save(f"{name}/frozen", torch_zip(b"base"))
+        await committer.drain()
 
-    mount(root, look)
-    mount(root, drain)
-    assert list(listed(root)) == ["a.pt@1"]
+    mount(tmp_path, twice)
+    with mounted(tmp_path) as (store, area, trainer):
+        assert len(store.checkpoints(JOB)) == len(names)
+        assert list(area.drafts) == []
+        frozen = trainer.work / "checkpoint-2" / "frozen"
+        (entry,) = store.manifest(store.checkpoints(JOB)[-1].id).entries
+        assert key_of(store.blob_path(entry.digest)) != key_of(frozen)  # the first one's file is the blob
+        changed = frozen.stat()
+        frozen.write_bytes(torch_zip(b"head"))
+        os.utime(frozen, ns=(changed.st_atime_ns, changed.st_mtime_ns + 1))
+    with mounted(tmp_path) as (_, area, _):
+        assert [unit.name for unit in area.drafts] == ["checkpoint-2"]
+
+
+def test_a_good_copy_of_damaged_bytes_is_read_again(tmp_path: Path) -> None:
+    async def twice(trainer: Trainer, committer: Committer) -> None:
+        for name in ("a.pt", "b.pt"):
+            trainer.save(name, torch_zip(b"same"))
+        await committer.drain()
+
+    mount(tmp_path, twice)
+    with mounted(tmp_path) as (store, _, trainer):
+        first, second = store.checkpoints(JOB)
+        blob = store.blob_path(store.manifest(first.id).entries[0].digest)
+        assert key_of(blob) != key_of(trainer.work / second.name)
+        blob.chmod(0o600)
+        blob.write_bytes(torch_zip(b"flip"))
+        store.mark_damaged(second.id, store.examine([second.id]).damage)
+    with mounted(tmp_path) as (_, area, _):
+        assert second.name in [unit.name for unit in area.drafts]
 
 
 def test_a_removal_between_mounts_is_no_new_version(tmp_path: Path) -> None:
