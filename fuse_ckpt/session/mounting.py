@@ -78,7 +78,8 @@ def umount(mountpoint: Path) -> None:
         raise MountFailed(answer["error"])
     if not answer["unmounted"]:
         raise StillBound(
-            f"{mountpoint} is unmounted, but still bound elsewhere; its daemon serves that until it is unmounted too."
+            f"{mountpoint} is unmounted, but still bound elsewhere, perhaps in a container or another mount namespace; "
+            "its daemon serves that until it is unmounted too."
         )
     with Store.open(source.parent.parent) as store:
         store.wait_unlocked(job or "", DAEMON_PATIENCE)
