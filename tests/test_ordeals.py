@@ -29,8 +29,9 @@ def ordeal(tmp_path: Path) -> Ordeal:
     def run(name: str, *arguments: str) -> Told:
         disk, found = tmp_path / "disk", tmp_path / "found.json"
         disk.mkdir()
+        alone = ["unshare", "--mount", "--propagation", "private"] if name == "powerloss" else []  # as its script does
         said = subprocess.run(
-            [sys.executable, "-m", f"scripts.ordeals.{name}", *arguments, "--json", str(found)],
+            [*alone, sys.executable, "-m", f"scripts.ordeals.{name}", *arguments, "--json", str(found)],
             capture_output=True, text=True, check=False, cwd=ROOT, timeout=280,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(disk)},
         )  # fmt: skip
