@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from blake3 import blake3
 
 from fuse_ckpt.model import Manifest, State
 from fuse_ckpt.store import Store
-from scripts.ordeals.mounts import fuse_ckpt, wait_until
+from scripts.ordeals.mounts import PATIENCE, POLL, OrdealError, fuse_ckpt
 from scripts.ordeals.writer import is_whole
 
 
@@ -70,7 +71,7 @@ class Checks:
 
         `power`: it was no power cut, so what was closed is in the working tree too.
         """
-        wait_until("what was pending is committed", self._is_settled)
+        self._wait_until_settled()
         if power:
             self._compare_tree()
         self._logs.clear()
@@ -94,9 +95,22 @@ class Checks:
         listed = {one["id"] for one in json.loads(said.stdout) if one["status"] == "available"}
         self._problems += [f"{one} is not in the list" for one in self._known if one not in listed | self.deleted]
 
-    def _is_settled(self) -> bool:
+    def _wait_until_settled(self) -> None:
+        """Return once nothing is pending; a busy machine may take long, but not without one of them being done."""
+        before = None
+        while pending := self._pending():
+            if pending != before:
+                before, deadline = pending, time.monotonic() + PATIENCE
+            elif time.monotonic() > deadline:
+                raise OrdealError(f"nothing is committed any more, pending for {PATIENCE:g} s: {pending}")
+            time.sleep(POLL)
+
+    def _pending(self) -> list[tuple[str, str]]:
+        """Names and times."""
         said = fuse_ckpt(self._root, "training", "checkpoints", self._job, "--json", "--all")
-        return said.returncode == 0 and not any(one["status"] == "pending" for one in json.loads(said.stdout))
+        if said.returncode:
+            raise OrdealError(f"checkpoints are not listed: {said.stderr.strip()}")
+        return [(one["name"], one["timestamp"]) for one in json.loads(said.stdout) if one["status"] == "pending"]
 
     def _compare_lists(self, store: Store) -> None:
         there = {one.id: one for one in store.checkpoints(self._job)}
