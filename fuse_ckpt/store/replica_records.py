@@ -49,7 +49,7 @@ class ReplicaRecords(Tables):
     def is_outgoing(self, checkpoint: str) -> bool:
         """Whether it waits to be copied, or is being copied; also where its record is damaged."""
         key = id_key(checkpoint)
-        return key is not None and self._transaction.get(key, db=self._tables[Table.OUTBOX]) is not None
+        return key is not None and self._row(Table.OUTBOX, key) is not None
 
     def parts(self) -> dict[str, Replica]:
         """The checkpoints that are a part alone of what several nodes write: the others' parts are not known to be
