@@ -15,7 +15,7 @@ from fuse_ckpt.model import Connection, Replica, Stage
 from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
 from tests.mount.harness import sha256, wait_until
-from tests.mount.runs import Desk, python
+from tests.mount.runs import OUTPUT, Desk, one_line, python
 from tests.transfer import proxy
 from tests.transfer.proxy import Proxy
 from tests.transfer.seaweed import BUCKET, NOWHERE, Seaweed
@@ -172,6 +172,27 @@ def test_prefetch_has_all_of_it_here_before_the_command_begins(machine: Machines
     done = there.run("job", "-C", "job/a", "--prefetch", command=["true"])
     assert (done.returncode, "100 % of 1 byte" in done.stderr) == (0, True)
     assert there.listed("job")[0]["replicated"] == "replicated"
+
+
+def test_what_is_known_for_nothing_is_refused_before_a_byte_is_fetched(
+    machine: Machines, faulty: Proxy, tmp_path: Path
+) -> None:
+    here, there = machine(), machine()
+    assert here.run("job", "--replicate", "lake", command=python("(out / 'a').write_bytes(b'x')")).returncode == 0
+    assert there.run("again", command=["true"]).returncode == 0
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    faulty.restart()
+    for code, words, job, command, place in (
+        (127, "no command 'no-such-command'", "new", "no-such-command", {}),
+        (126, "cannot be executed", "new", str(tmp_path / "plain"), {}),
+        (125, "--restart", "again", "true", {}),
+        (2, "is not empty", "new", "true", {OUTPUT: str(tmp_path / "full")}),
+    ):
+        said = there.run(job, "-C", "job/a", "--prefetch", command=[command], env=place)
+        assert (said.returncode, one_line(said.stderr), words in said.stderr) == (code, True, True), said.stderr
+    assert faulty.seen == []
+    assert there.committed("job") == there.committed("new") == []
 
 
 def test_a_killed_uploader_and_a_server_that_is_gone_only_delay(
