@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from fuse_ckpt.model import Connection, Replica, Stage
+from fuse_ckpt.model import Connection, Provider, Replica, Stage
 from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
-from tests.mount.harness import sha256, wait_until
+from tests.mount.harness import is_mounted, sha256, wait_until
 from tests.mount.runs import OUTPUT, Desk, one_line, python
 from tests.transfer import proxy
 from tests.transfer.proxy import Proxy
@@ -326,3 +326,80 @@ def test_what_cannot_be_is_refused_before_the_command_runs(machine: Machines, tm
         assert said.returncode in (2, 125), said
         assert words in said.stderr
     assert not ran.exists()
+
+
+def mounted(machine: Machine, *options: str) -> Path:
+    """Mount the job, as a person does who starts training by other means."""
+    place = machine.top / "out"
+    place.mkdir(exist_ok=True)
+    said = machine.cli("mount", "job", str(place), *options)
+    assert said.returncode == 0, said.stderr
+    return place
+
+
+def unmounted(machine: Machine, place: Path) -> None:
+    said = machine.cli("umount", str(place))
+    assert said.returncode == 0, said.stderr
+    assert not is_mounted(place)
+
+
+def test_a_mount_copies_what_is_saved_into_it_and_goes_on_with_what_it_left(machine: Machines, faulty: Proxy) -> None:
+    here = machine()
+    here.expect_log(DOWN)
+    place = mounted(here, "--replicate", "lake")
+    (place / "a").write_bytes(b"a" * 1000)
+    here.wait_copied("job", 1)
+    faulty.decide = lambda method, path, count: 503
+    (place / "b").write_bytes(b"b" * 1000)
+    here.wait_for("job", 2)
+    unmounted(here, place)
+    assert here.standing("job")[0] == "replicated"
+    assert here.standing("job")[1] in ("waiting", "uploading 0 %")
+    faulty.decide = lambda method, path, count: None
+    place = mounted(here)
+    here.wait_copied("job", 2)
+    unmounted(here, place)
+
+
+def test_a_mount_takes_replication_back_and_refuses_what_cannot_be(machine: Machines, faulty: Proxy) -> None:
+    here = machine()
+    for name, words in (("sea", "Unknown storage connection: sea"), ("none", None)):
+        place = here.top / "out"
+        place.mkdir(exist_ok=True)
+        said = here.cli("mount", "job", str(place), "--replicate", name)
+        assert (said.returncode == 0) is (words is None), said.stderr
+        if words is None:
+            unmounted(here, place)
+        else:
+            assert (one_line(said.stderr), words in said.stderr, is_mounted(place)) == (True, True, False)
+    place = mounted(here, "--replicate", "lake")
+    unmounted(here, place)
+    place = mounted(here, "--replicate", "none")
+    (place / "a").write_bytes(b"a")
+    here.wait_for("job", 1)
+    unmounted(here, place)
+    assert here.standing("job") == ["local"]
+    assert not [path for path in faulty.sent() if "/d/" in path]
+
+
+def test_a_mount_copies_into_a_directory_and_another_reads_its_input_from_there(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    machines = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        connection = Connection("lake", Provider.FILE, 1, root=str(tmp_path / "archive"))
+        machines.append(Machine(tmp_path / name, connection, "shared"))
+        machines[-1].attach()
+    here, there = machines
+    place = mounted(here, "--replicate", "lake")
+    (place / "step_1").mkdir()
+    (place / "step_1" / "weights").write_bytes(b"w" * 1000)
+    here.wait_copied("job", 1)
+    unmounted(here, place)
+    place = mounted(there, "--input", "job/step_1")
+    (found,) = there.committed("job")
+    source = place / ".checkpoints" / "by-id" / found.id
+    assert (source / "weights").read_bytes() == b"w" * 1000
+    wait_until("it is here", lambda: there.standing("job") == ["replicated"])
+    unmounted(there, place)
+    assert here.close() + there.close() == []
