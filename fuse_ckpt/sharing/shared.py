@@ -200,13 +200,12 @@ class SharedStore:
 
     def fetch_file(self, job: str, file: PartFile, path: Path, advance: Advance = ignore) -> None:
         """Get a file's bytes to `path`, by ranges, several at once, each byte once. It has its name only when its
-        digest is right and it is on the disk; mode 0o600. Errors: CorruptBlob, OSError."""
-        receiving.fetch_file(self._remote, self._key(job, file), file, path, advance)
+        digest is right and it is on the disk; mode 0o600. One at a time for one `path`.
 
-    def fetch_into(self, job: str, file: PartFile, fd: int, advance: Advance = ignore) -> None:
-        """As `fetch_file`, into an open, empty file: it may be read as far as `advance` was told, in order, but is not
-        proved until this returns. Errors: CorruptBlob, OSError."""
-        receiving.fetch_into(self._remote, self._key(job, file), file, fd, advance)
+        What an interruption leaves beside `path` (`half_made`) is gone on with. `advance` is told of that, too.
+        Errors: CorruptBlob, OSError; after these nothing is left.
+        """
+        receiving.fetch_file(self._remote, self._key(job, file), file, path, advance)
 
     def read_range(self, job: str, file: PartFile, start: int, end: int) -> bytes:
         """Bytes of a file, unproved: for who cannot wait for the whole."""

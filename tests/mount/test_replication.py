@@ -14,7 +14,7 @@ import pytest
 from fuse_ckpt.model import Connection, Provider, Replica, Stage
 from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
-from tests.mount.harness import is_mounted, sha256, wait_until
+from tests.mount.harness import PROGRAM, is_mounted, sha256, wait_until
 from tests.mount.runs import OUTPUT, Desk, one_line, python
 from tests.transfer import proxy
 from tests.transfer.proxy import Proxy
@@ -164,6 +164,36 @@ def test_opening_a_file_waits_for_it_and_for_nothing_else(machine: Machines, fau
     run.wait_line("read 99")
     assert run.wait() == 0
     assert [row["replicated"] for row in there.listed("job")] == ["replicated", "local"]
+
+
+def test_a_large_file_whose_fetch_was_killed_is_gone_on_with(machine: Machines, faulty: Proxy, tmp_path: Path) -> None:
+    """Each byte goes over the network once, also across a kill, but for the three ranges that may be on their way."""
+    here, there = machine(), machine()
+    save = "(out / 'a').write_bytes(os.urandom(10 << 23))"
+    assert here.run("job", "--replicate", "lake", command=python(save)).returncode == 0
+    assert there.cli("storage", "sync", "lake").returncode == 0
+    passed: list[str] = []
+
+    def sixty_percent(method: str, path: str, count: int) -> int | None:
+        if method != "GET" or "/d/" not in path:
+            return None
+        passed.append(path)
+        return None if len(passed) <= 6 else proxy.HANG_UP
+
+    faulty.restart()
+    faulty.decide = sixty_percent
+    fetching = there.launch(
+        [*PROGRAM, "--store", str(there.store), "checkpoint", "fetch", "job/a", "--destination", str(tmp_path / "x")]
+    )
+    held = there.store / "incoming"
+    wait_until("six are here", lambda: [one.stat().st_size for one in held.glob("fetch-*/bytes.part")] == [6 << 23])
+    fetching.process.kill()
+    fetching.process.wait()
+    faulty.decide = lambda method, path, count: None
+    found = sums(there, "job/a", tmp_path / "there")
+    assert found == sums(here, "job/a", tmp_path / "here")
+    assert 10 <= len([path for method, path in faulty.seen if method == "GET" and "/d/" in path]) <= 13
+    assert list(held.iterdir()) == []
 
 
 def test_prefetch_has_all_of_it_here_before_the_command_begins(machine: Machines) -> None:

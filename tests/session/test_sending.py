@@ -190,14 +190,30 @@ def test_fetching_that_was_cut_off_is_gone_on_with(store: Store, machines: Machi
     digest = other.manifest(listed.id).entries[0].digest
     half_made, old = (other.layout.incoming / f"fetch-{one}" for one in (digest, "0" * 64))
     for path in (half_made, old):
-        path.mkdir()
-        (path / ".x.partial").write_bytes(b"half")
+        path.mkdir(exist_ok=True)
+        (path / "bytes.part").write_bytes(b"half")
     os.utime(old, (1, 1))
     other.recover()
     told: list[tuple[int, int]] = []
     bring(other, listed, {}, progress=lambda done, total: told.append((done, total)))
     assert other.checkpoint(listed.id).remote is None
     assert told[-1][0] == told[-1][1]
+    assert list(other.layout.incoming.iterdir()) == []
+
+
+def test_what_was_fetched_before_its_process_died_is_not_fetched_again(
+    store: Store, machines: Machines, tmp_path: Path
+) -> None:
+    found = commit(store, "a", {"weights": b"w" * 1000})
+    sync(store, "lake", {})
+    other = machines()
+    (listed,) = other.checkpoints()
+    with install(crash_at("bring:receive")), pytest.raises(Crash):
+        bring(other, listed, {})
+    (there,) = [one for one in (tmp_path / "archive").rglob("*") if one.is_file() and "/d/" in str(one)]
+    there.unlink()
+    assert bring(other, listed, {}).remote is None
+    assert other.manifest(found.id).entries == store.manifest(found.id).entries
     assert list(other.layout.incoming.iterdir()) == []
 
 
