@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,10 +36,11 @@ def bring(
     progress: Progress | None,
     *,
     whole: bool = True,
+    digests: Collection[str] | None = None,
 ) -> Checkpoint:
     """Have all bytes of a checkpoint here; what is here already is not fetched. The checkpoint, as it is then.
 
-    Not `whole`: only what it is made of is known then, and a mount can show it.
+    Not `whole`: only what it is made of is known then, and a mount can show it. `digests`: those of its files alone.
 
     Errors: StorageFailed, CorruptBlob (what lies there is damaged), Corrupt, UnknownCheckpoint (deleted meanwhile, here
     or there), FuseCkptError (no room).
@@ -48,7 +49,9 @@ def bring(
         source = Source(store, checkpoint, environment, patience)
         if not whole:
             return store.checkpoint(checkpoint.id)
-        source.fetch(store.absent(checkpoint.id), progress)
+        absent = store.absent(checkpoint.id)
+        wanted = {one: size for one, size in absent.items() if digests is None or one in digests}
+        source.fetch(wanted, progress)
         return store.arrived(checkpoint.id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -433,3 +434,29 @@ def test_a_mount_copies_into_a_directory_and_another_reads_its_input_from_there(
     wait_until("it is here", lambda: there.standing("job") == ["replicated"])
     unmounted(there, place)
     assert here.close() + there.close() == []
+
+
+def test_browse_shows_what_other_machines_have_put_there_and_fetches_what_is_opened(
+    machine: Machines, faulty: Proxy
+) -> None:
+    here, there = machine(), machine()
+    there.expect_log("a file cannot be fetched")
+    save = "(out / 'a').mkdir(); (out / 'a/x').write_bytes(b'x' * 99); (out / 'a/y').write_bytes(b'y')"
+    assert here.run("job", "--replicate", "lake", command=python(save)).returncode == 0
+    assert there.cli("storage", "sync", "lake").returncode == 0
+    place = there.top / "all"
+    place.mkdir()
+    said = there.cli("browse", str(place))
+    assert said.returncode == 0, said.stderr
+    shown = place / "job" / "by-name" / "a@1"
+    wait_until("it is shown", shown.exists)
+    assert {path.name: path.stat().st_size for path in shown.iterdir()} == {"x": 99, "y": 1}
+    faulty.decide = lambda method, path, count: 403 if "/d/" in path else None
+    with pytest.raises(OSError) as refused:  # noqa: PT011
+        (shown / "x").read_bytes()
+    assert refused.value.errno == errno.EIO
+    faulty.decide = lambda method, path, count: None
+    assert (shown / "x").read_bytes() == b"x" * 99
+    assert (shown / "y").read_bytes() == b"y"
+    wait_until("it is here", lambda: there.standing("job") == ["replicated"])
+    unmounted(there, place)
