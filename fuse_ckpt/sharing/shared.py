@@ -67,12 +67,16 @@ class SharedStore:
         """
         if self._format is None:
             self._format = self._registers.format()
-        if write and self._format.exclusive and self._format.owner != self._owner:
+        if write and not self._is_mine(self._format):
             raise StorageFailed(
                 f"{self.place} is for the exclusive use of {self._format.owner or 'another machine'}, for its object "
                 "store ignores conditions: read from it, or share another store."
             )
         return self._format
+
+    def _is_mine(self, found: Format) -> bool:
+        """Whether we may write there, as far as it is for us to say."""
+        return not found.exclusive or found.owner == self._owner
 
     def _refuse_strangers(self) -> None:
         ours = (self.place.key(keys.FORMAT), self.place.key(PROBE))  # what a killed probe has left is nobody's
@@ -160,9 +164,10 @@ class SharedStore:
     def list(self, job: str, *, aborted: bool = False) -> Sequence[Decision]:
         """The committed checkpoints that are not deleted, oldest first; the aborted groups behind them, if asked for.
 
-        A LIST, and a GET for each decision that is not in the cache.
+        A LIST, and a GET for each decision that is neither in the cache nor in a pack; many of these are packed then.
         """
-        found = listing.alive(self._registers, job, self._memory(job), self.problems)
+        packs = self._is_mine(self.open(write=False))
+        found = listing.alive(self._registers, job, self._memory(job), self.problems, packs=packs)
         return [one for one in found if aborted or one.committed]
 
     def undecided(self, job: str) -> Sequence[Standing]:
