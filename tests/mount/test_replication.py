@@ -115,6 +115,7 @@ def sums(machine: Machine, reference: str, destination: Path) -> dict[str, str]:
 
 
 def test_a_run_is_copied_and_goes_on_on_another_machine(machine: Machines, faulty: Proxy, tmp_path: Path) -> None:
+    """S24: a machine with an empty store resumes from it with the same files, bit for bit."""
     here, there = machine(), machine()
     first = here.run("job", "--replicate", "lake", command=python(TRAIN))
     assert first.returncode == 0, first.stderr
@@ -139,6 +140,7 @@ def test_a_run_is_copied_and_goes_on_on_another_machine(machine: Machines, fault
 
 
 def test_opening_a_file_waits_for_it_and_for_nothing_else(machine: Machines, faulty: Proxy) -> None:
+    """S25: what cannot be had is EIO, and later opens try again."""
     here, there = machine(), machine()
     there.expect_log("a file cannot be fetched")
     done = here.run(
@@ -168,7 +170,7 @@ def test_opening_a_file_waits_for_it_and_for_nothing_else(machine: Machines, fau
 
 
 def test_a_large_file_whose_fetch_was_killed_is_gone_on_with(machine: Machines, faulty: Proxy, tmp_path: Path) -> None:
-    """Each byte goes over the network once, also across a kill, but for the three ranges that may be on their way."""
+    """S25: each byte comes over the network once, but for the three ranges that may be on their way at a kill."""
     here, there = machine(), machine()
     save = "(out / 'a').write_bytes(os.urandom(10 << 23))"
     assert here.run("job", "--replicate", "lake", command=python(save)).returncode == 0
@@ -229,6 +231,7 @@ def test_what_is_known_for_nothing_is_refused_before_a_byte_is_fetched(
 def test_a_killed_uploader_and_a_server_that_is_gone_only_delay(
     machine: Machines, faulty: Proxy, tmp_path: Path
 ) -> None:
+    """S23: one that is down, or an uploader that dies, only delays."""
     here = machine()
     here.expect_log(DOWN)
     here.expect_log(DIED)
@@ -274,6 +277,7 @@ def test_what_a_signal_leaves_is_copied_by_hand(machine: Machines, faulty: Proxy
 
 
 def test_without_drain_the_next_mount_goes_on(machine: Machines, faulty: Proxy) -> None:
+    """S23: what an unmount leaves, the next mount of the job goes on with."""
     here = machine()
     here.expect_log(DOWN)
     faulty.decide = lambda method, path, count: 503
@@ -286,6 +290,7 @@ def test_without_drain_the_next_mount_goes_on(machine: Machines, faulty: Proxy) 
 
 
 def test_a_policy_lets_go_here_of_what_is_replicated(machine: Machines, tmp_path: Path) -> None:
+    """S26: what is copied, they let go of here alone."""
     here = machine()
     options = ["--replicate", "lake", "--retain", "keep-last=1"]
     run = here.start("job", *options, command=python(TRAIN + "    input()\n    (out / 'end').write_bytes(b'end')"))
@@ -312,6 +317,7 @@ def test_the_uploader_ends_with_its_mount(machine: Machines) -> None:
 
 
 def test_a_checkpoint_of_two_nodes_is_one(machine: Machines, tmp_path: Path) -> None:
+    """S27: one checkpoint once every part of it is there, and never offered before."""
     nodes = [machine(), machine()]
     code = """
         rank = sys.argv[1]

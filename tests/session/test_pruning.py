@@ -57,6 +57,7 @@ def test_what_was_sent_is_forgotten_with_its_checkpoint(store: Store, machines: 
 def test_bytes_that_a_later_one_has_borrowed_stay_and_are_lent_no_more(
     store: Store, machines: Machines, tmp_path: Path
 ) -> None:
+    """S26: none goes that another checkpoint names."""
     first = commit(store, "first", SAME)
     second = commit(store, "second", {**SAME, "weights": b"2"})
     for _ in range(2):

@@ -91,10 +91,12 @@ def objects(tmp_path: Path) -> list[str]:
     "point", ["share:data", "share:data:sent", "replicate:settle", "replicate:part", "replicate:note", "share:decide"]
 )
 def test_a_copy_that_was_cut_off_is_gone_on_with(store: Store, machines: Machines, tmp_path: Path, point: str) -> None:
+    """S24: what was cut off is never listed anywhere as a checkpoint."""
     found = commit(store, "a", BYTES)
     with install(crash_at(point)), pytest.raises(Crash):
         sender(store).send(found.id)
     assert stage(store, found) in (Stage.WAITING, Stage.UPLOADING)
+    assert machines().checkpoints() == []
     done = sync(store, "lake", {})
     assert (done.copied, done.left) == (1, {})
     assert stage(store, found) is Stage.REPLICATED
@@ -218,6 +220,7 @@ def test_what_was_fetched_before_its_process_died_is_not_fetched_again(
 
 
 def test_what_a_person_deletes_goes_there_too_and_from_other_machines(store: Store, machines: Machines) -> None:
+    """S26: what a person deletes goes there, too, once it is out of the trash."""
     other = machines()
     found = commit(store, "a", BYTES)
     sync(store, "lake", {})
