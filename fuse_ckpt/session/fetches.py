@@ -23,7 +23,7 @@ LINE_MAX = 1 << 16  # bytes
 
 
 TICK = 1.0  # seconds between two looks at the index's generation
-AT_ONCE = 32  # checkpoints that are asked about
+AT_ONCE = 256  # checkpoints that are asked about
 AGAIN = 60.0  # seconds until one is asked about again that could not be told of
 
 
