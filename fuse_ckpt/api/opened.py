@@ -138,9 +138,10 @@ class CheckpointStore:
         """One of its files, open for reading; `file` is its path in the checkpoint, and may be left out where there is
         only one. It stays readable until it is closed, whatever becomes of the checkpoint.
 
-        Raises UnknownFile, CorruptBlob, and as `get`.
+        One that lies in an object store alone is fetched first. Raises UnknownFile, CorruptBlob, StorageFailed, and as
+        `get`.
         """
-        entry = self._entry(ref, file)
+        entry = self._here(*self._entry(ref, file))
         return _opened_whole(self._open_one.blob_path(entry.digest), entry)
 
     def path(self, ref: str | Checkpoint, file: str | None = None) -> Path:
@@ -148,7 +149,7 @@ class CheckpointStore:
 
         Its last part is not the file's name. Hold a lease as long as you use it. Raises as `open`.
         """
-        entry = self._entry(ref, file)
+        entry = self._here(*self._entry(ref, file))
         path = self._open_one.blob_path(entry.digest)
         _opened_whole(path, entry).close()
         return path
@@ -164,11 +165,14 @@ class CheckpointStore:
         """Copy its files, or those that fit a glob of `include`, into the directory `destination`, which must be new or
         empty unless `force` is set; each is checked against its digest. Returns the directory.
 
-        Raises UsageError (destination in use), NotFound (no file fits), CorruptBlob, and as `get`.
+        Raises UsageError (destination in use), NotFound (no file fits), CorruptBlob, StorageFailed, and as `get`.
         """
         from fuse_ckpt import transfer
 
         found = self._open_one.checkpoint(self.resolve(ref))
+        if found.remote is not None:
+            entries = transfer.chosen(self._entries(found.id), include)
+            self._bring(found.id, digests=[entry.digest for entry in entries if entry.digest])
         target = absolute(Path(os.fspath(destination)))
         return transfer.fetch(self._open_one, found, target, include=include, force=force).path
 
@@ -208,16 +212,32 @@ class CheckpointStore:
         return view(record, self._entries)
 
     def _entries(self, checkpoint: str) -> Sequence[Entry]:
+        if not self._open_one.is_learned(checkpoint):
+            self._bring(checkpoint, whole=False)
         return self._open_one.manifest(checkpoint).entries
 
-    def _entry(self, ref: str | Checkpoint, file: str | None) -> Entry:
+    def _here(self, checkpoint: str, entry: Entry) -> Entry:
+        """The entry, with its bytes here."""
+        store = self._open_one
+        if store.checkpoint(checkpoint).remote is not None and not store.receive(checkpoint, entry.digest):
+            self._bring(checkpoint, digests=[entry.digest])
+        return entry
+
+    def _bring(self, checkpoint: str, *, whole: bool = True, digests: Sequence[str] | None = None) -> None:
+        """Fetch from where the checkpoint is elsewhere; by a process of its own, since children of ours may fork."""
+        from fuse_ckpt import session
+
+        session.bring_apart(self._open_one, checkpoint, whole=whole, digests=digests)
+
+    def _entry(self, ref: str | Checkpoint, file: str | None) -> tuple[str, Entry]:
+        """The id, and the entry."""
         found = self.resolve(ref)
         entries = [one for one in self._entries(found) if one.kind is Kind.FILE]
         if file is None and len(entries) == 1:
-            return entries[0]
+            return found, entries[0]
         for one in entries:
             if one.path == file:
-                return one
+                return found, one
         names = ", ".join(one.path for one in entries[:_SHOWN]) + ", …" * (len(entries) > _SHOWN)
         asked = "has several files: say which" if file is None else f"has no file {file!r}"
         raise UnknownFile(f"Checkpoint {found} {asked} ({names}).")

@@ -6,8 +6,9 @@ A process may have the index open once only: every store here is closed again be
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -73,15 +74,23 @@ def store_with(settings: Settings, *references: str) -> Iterator[tuple[Store, li
         yield store, list(found.values())
 
 
-def brought(store: Store, found: Checkpoint, settings: Settings) -> Checkpoint:
-    """The checkpoint with all its bytes here; what is in an object store alone is fetched. Raises StorageFailed."""
+def brought(store: Store, found: Checkpoint, settings: Settings, include: Sequence[str] = ()) -> Checkpoint:
+    """The checkpoint with all its bytes here; what is in an object store alone is fetched. Raises StorageFailed.
+
+    `include`: with those of the files alone that fit one of these globs.
+    """
     if found.remote is None:
         return found
-    from fuse_ckpt import session
+    from fuse_ckpt import session, transfer
     from fuse_ckpt.cli.resumable import SHORT, resumable
 
     with resumable(f"from {found.remote} {found.id[-SHORT:]}", settings) as progress:
-        return session.bring(store, found, settings.environment, progress=progress)
+        bring = partial(session.bring, store, found, settings.environment)
+        if not include:
+            return bring(progress=progress)
+        bring(whole=False)
+        digests = {entry.digest for entry in transfer.chosen(store.manifest(found.id).entries, include)}
+        return bring(progress=progress, digests=digests)
 
 
 def described(store: Store, found: Checkpoint, settings: Settings) -> Checkpoint:

@@ -36,7 +36,7 @@ def fetch_checkpoint(
     with access.store_with(settings, reference) as (store, [found]):
         warn_of_failure(found)
         target = absolute(destination if destination is not None else _default_destination(found))
-        found = access.brought(store, found, settings)
+        found = access.brought(store, found, settings, include)
         from fuse_ckpt import transfer
 
         with resumable(f"fetch {found.id[-SHORT:]}", settings) as progress:

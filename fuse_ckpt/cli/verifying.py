@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from fuse_ckpt.cli import access, formats, render
+from fuse_ckpt.cli.resumable import SHORT
 from fuse_ckpt.cli.settings import Settings
 from fuse_ckpt.errors import Corrupt, UnknownCheckpoint
+from fuse_ckpt.model import State
 
 if TYPE_CHECKING:
     from fuse_ckpt.model import Checkpoint
@@ -47,12 +49,26 @@ def verify(
         with render.progress_bar("verify", colour=settings.colour) as progress:
             found = store.examine(ids, from_disk=from_disk, progress=progress)
         failed, whole = ([], []) if dry_run else _mark(store, found)
+        away = _away(store, found)
     if as_json:
-        click.echo(render.to_json(_document(found, failed, whole)))
+        click.echo(render.to_json(_document(found, failed, whole) | {"notHere": away}))
     else:
         _say(found, whole)
+    if away:
+        names = away[0][-SHORT:] + ", …" * (len(away) > 1)
+        click.echo(
+            f"{_count(len(away), 'checkpoint')} ({names}) with files in an object store alone, which were not read: "
+            "checkpoint fetch compares them as it brings them.",
+            err=True,
+        )
     if found.damage or found.records:
         raise Corrupt(_verdict(found, failed))
+
+
+def _away(store: Store, found: Findings) -> list[str]:
+    """The ids of those whose bytes are not all here: of these, what is here was looked at."""
+    remote = {one.id for one in store.checkpoints(states=frozenset(State)) if one.remote is not None}
+    return [one for one in found.checkpoints if one in remote]
 
 
 def _mark(store: Store, found: Findings) -> tuple[list[str], list[str]]:

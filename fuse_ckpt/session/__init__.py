@@ -2,7 +2,7 @@
 
 from fuse_ckpt.session.committing import CommitAnswer, commit
 from fuse_ckpt.session.elsewhere import Attached, Synced, attach, bring, detach, sync
-from fuse_ckpt.session.inputs import find_input
+from fuse_ckpt.session.inputs import bring_apart, find_input
 from fuse_ckpt.session.machine import Finding, probe
 from fuse_ckpt.session.mounting import browse, mount, pending_units, statistics, umount, view
 from fuse_ckpt.session.options import Finished, Mounted, MountOptions, PendingUnit
@@ -19,6 +19,7 @@ __all__ = [
     "Synced",
     "attach",
     "bring",
+    "bring_apart",
     "browse",
     "commit",
     "detach",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from fuse_ckpt.errors import CorruptBlob, FuseCkptError, StorageFailed
@@ -13,7 +14,7 @@ from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, Stage
 from fuse_ckpt.session.elsewhere import Progress
 from fuse_ckpt.session.shared import manifest_of, shared_store
-from fuse_ckpt.sharing import PartFile, SharedStore
+from fuse_ckpt.sharing import PartFile, SharedStore, half_made
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Stop, counter, run
 from fuse_ckpt.wording import size
@@ -35,10 +36,11 @@ def bring(
     progress: Progress | None,
     *,
     whole: bool = True,
+    digests: Collection[str] | None = None,
 ) -> Checkpoint:
     """Have all bytes of a checkpoint here; what is here already is not fetched. The checkpoint, as it is then.
 
-    Not `whole`: only what it is made of is known then, and a mount can show it.
+    Not `whole`: only what it is made of is known then, and a mount can show it. `digests`: those of its files alone.
 
     Errors: StorageFailed, CorruptBlob (what lies there is damaged), Corrupt, UnknownCheckpoint (deleted meanwhile, here
     or there), FuseCkptError (no room).
@@ -47,7 +49,9 @@ def bring(
         source = Source(store, checkpoint, environment, patience)
         if not whole:
             return store.checkpoint(checkpoint.id)
-        source.fetch(store.absent(checkpoint.id), progress)
+        absent = store.absent(checkpoint.id)
+        wanted = {one: size for one, size in absent.items() if digests is None or one in digests}
+        source.fetch(wanted, progress)
         return store.arrived(checkpoint.id)
 
 
@@ -68,7 +72,8 @@ class Source:
 
     def fetch(self, wanted: Mapping[str, int], progress: Progress | None) -> None:
         """Have these bytes (digest → size) here."""
-        _check_room(self._store.layout.root, sum(wanted.values()))
+        here = sum(half_made(self._path(digest)) for digest in wanted)
+        _check_room(self._store.layout.root, sum(wanted.values()) - here)
         advance = counter(sum(wanted.values()), progress)
 
         def get(digest: str) -> None:
@@ -83,20 +88,35 @@ class Source:
         run(min(SMALL_AT_ONCE, len(small)), small, get, Stop())
 
     def fetch_one(self, digest: str, advance: Advance) -> None:
-        """Have the bytes of one digest here; where another process fetches them, wait for it."""
-        directory = self._store.layout.incoming / f"{FETCH}{digest}"
+        """Have the bytes of one digest here; where another process fetches them, wait for it.
+
+        What a fetch that was cut off has left is gone on with.
+        """
+        path = self._path(digest)
         with self._store.lock_fetch(digest):
             if self._store.receive(self._checkpoint.id, digest):
+                shutil.rmtree(path.parent, ignore_errors=True)
                 advance(self._files[digest].size)
                 return
-            shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
-            directory.mkdir(0o700)
-            self._get(self._files[digest], directory / "bytes", advance)
+            path.parent.mkdir(0o700, exist_ok=True)
+            os.utime(path.parent)  # somebody has come back for it
+            self._get(self._files[digest], path, advance)
+
+    def _path(self, digest: str) -> Path:
+        return self._store.layout.incoming / f"{FETCH}{digest}" / "bytes"
 
     def _get(self, file: PartFile, path: Path, advance: Advance) -> None:
         try:
-            self._shared.fetch_file(self._checkpoint.job, file, path, advance)
-            fault("bring:receive")
+            if path.exists():  # whoever fetched it was killed just then
+                advance(file.size)
+            else:
+                self._shared.fetch_file(self._checkpoint.job, file, path, advance)
+        except BaseException:
+            with suppress(OSError):
+                path.parent.rmdir()  # if nothing is to be kept
+            raise
+        fault("bring:receive")
+        try:
             if not self._store.receive(self._checkpoint.id, file.digest, path):
                 raise CorruptBlob(f"{file.path} was fetched and is not here: its checkpoint has changed.")
         finally:

@@ -26,11 +26,12 @@ PATIENCE = 5.0  # seconds for a listing: what is known here may do
 
 
 class BringOptions(Struct, frozen=True):
-    """`reference`: what a person means; `whole`: have all its bytes here, too."""
+    """`reference`: what a person means; `whole`: have all its bytes here, too, or those of the files of `digests`."""
 
     store: Path
     reference: str
     whole: bool = True
+    digests: tuple[str, ...] | None = None
 
 
 def main() -> None:
@@ -45,7 +46,9 @@ def main() -> None:
             if found.remote is not None:
                 _say({"fetching": found.id, "from": found.remote} if options.whole else {})
                 environment, tell = dict(os.environ), _Progress().tell
-                found = elsewhere.bring(store, found, environment, progress=tell, whole=options.whole)
+                found = elsewhere.bring(
+                    store, found, environment, progress=tell, whole=options.whole, digests=options.digests
+                )
         _say({"id": found.id})
     except FuseCkptError as error:
         _say({"error": str(error), "kind": type(error).__name__})

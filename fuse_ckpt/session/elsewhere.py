@@ -3,7 +3,7 @@ mounts or lists pays nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec import Struct
 
@@ -77,10 +77,11 @@ def bring(
     patience: float = PATIENCE,
     progress: Progress | None = None,
     whole: bool = True,
+    digests: Collection[str] | None = None,
 ) -> Checkpoint:
-    """Have all bytes of a checkpoint here. See `bringing.bring`."""
+    """Have all bytes of a checkpoint, or of some of its files, here. See `bringing.bring`."""
     if checkpoint.remote is None:
         return checkpoint
     from fuse_ckpt.session import bringing
 
-    return bringing.bring(store, checkpoint, environment, patience, progress, whole=whole)
+    return bringing.bring(store, checkpoint, environment, patience, progress, whole=whole, digests=digests)

@@ -22,7 +22,7 @@ from fuse_ckpt.session.elsewhere import PATIENCE
 from fuse_ckpt.store import Lease, Store
 
 AT_ONCE = 4  # files; a large one is read in parts, several at once
-WANTED, AHEAD = 0, 1  # what is fetched first
+WANTED, DESCRIBED, AHEAD = 0, 1, 2  # what is done first
 
 
 class Fetcher:
@@ -39,22 +39,29 @@ class Fetcher:
         self._speaking = Lock()
 
     def want(self, checkpoint: str, digest: str) -> None:
-        """Fetch it next."""
-        self._put(WANTED, checkpoint, digest)
+        """Fetch it next; digest "": only learn what the checkpoint is made of, after what is to be fetched."""
+        self._put(WANTED if digest else DESCRIBED, checkpoint, digest)
 
     def work(self) -> None:
         """Fetch what is wanted, for ever; one of several threads."""
         while True:
             urgency, _, checkpoint, digest = self._queue.get()
             try:
-                self._fetch(checkpoint, digest)
+                if urgency == DESCRIBED:
+                    self._learn(checkpoint)
+                else:
+                    self._fetch(checkpoint, digest)
                 error = None
             except (FuseCkptError, OSError) as exc:
                 error = str(exc)
             except Exception as exc:  # whoever waits for it must hear of it
                 error = repr(exc)
-            if urgency == WANTED:
-                self._say({"digest": digest, "error": error})
+            if urgency != AHEAD:
+                self._say({"checkpoint": checkpoint, "digest": digest, "error": error})
+
+    def _learn(self, checkpoint: str) -> None:
+        if not self._store.is_learned(checkpoint):
+            Source(self._store, self._store.checkpoint(checkpoint), self._environment, PATIENCE)
 
     def _fetch(self, checkpoint: str, digest: str) -> None:
         if not self._store.receive(checkpoint, digest):  # else it is here already

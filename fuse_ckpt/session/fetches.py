@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -21,23 +22,64 @@ _log = logging.getLogger(__name__)
 LINE_MAX = 1 << 16  # bytes
 
 
+TICK = 1.0  # seconds between two looks at the index's generation
+AT_ONCE = 256  # checkpoints that are asked about
+AGAIN = 60.0  # seconds until one is asked about again that could not be told of
+
+
 class Fetches:
-    """Has files fetched. `run` is the task; `fetch` is called from the same event loop."""
+    """Has files fetched. `run` is the task, `describe` another one; `fetch` is called from the same event loop."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._asked: dict[str, _Asked] = {}  # by digest
+        self._asked: dict[str, _Asked] = {}  # by digest, or id
+        self._said = ""
         self._wanted, self._queue = trio.open_memory_channel[dict[str, str]](1 << 16)
 
     async def fetch(self, checkpoint: str, digest: str) -> None:
-        """Have the bytes of a digest here. Errors: StorageFailed (or whatever kept it, as that)."""
-        asked = self._asked.get(digest)
+        """Have the bytes of a digest here; "": only have it known what the checkpoint is made of.
+
+        Errors: StorageFailed (or whatever kept it, as that).
+        """
+        asked = self._asked.get(digest or checkpoint)
         if asked is None:
-            asked = self._asked[digest] = _Asked()
+            asked = self._asked[digest or checkpoint] = _Asked()
             self._wanted.send_nowait({"checkpoint": checkpoint, "digest": digest})
         await asked.answered.wait()
         if asked.error is not None:
             raise StorageFailed(asked.error)
+
+    async def describe(self) -> None:
+        """Have it known what all checkpoints are made of that lie elsewhere, the newest first, until cancelled: a view
+        shows no others."""
+        generation = -1
+        failed: dict[str, float] = {}  # id → when
+        while True:
+            now = self._store.generation()
+            if now == generation and not failed:
+                await trio.sleep(TICK)
+                continue
+            generation = now
+            unknown = await trio.to_thread.run_sync(self._unknown, failed)
+            async with trio.open_nursery() as nursery:
+                for checkpoint in unknown:
+                    nursery.start_soon(self._describe, checkpoint, failed)
+            if not unknown:
+                await trio.sleep(TICK)
+
+    def _unknown(self, failed: dict[str, float]) -> list[str]:
+        before = time.monotonic() - AGAIN
+        found = [one.id for one in self._store.checkpoints() if one.remote is not None and not one.described]
+        for gone in failed.keys() - set(found):
+            del failed[gone]
+        return [one for one in reversed(found) if failed.get(one, before) <= before][:AT_ONCE]
+
+    async def _describe(self, checkpoint: str, failed: dict[str, float]) -> None:
+        try:
+            await self.fetch(checkpoint, "")
+            failed.pop(checkpoint, None)
+        except StorageFailed:
+            failed[checkpoint] = time.monotonic()
 
     async def run(self) -> None:
         """Pass on what is asked for until cancelled; the process is started when it is needed, and again if it dies."""
@@ -76,9 +118,10 @@ class Fetches:
                 self._answer(json.loads(line))
 
     def _answer(self, answer: dict[str, Any]) -> None:
-        asked = self._asked.pop(answer["digest"], None)
-        if answer.get("error"):
-            _log.warning("a file cannot be fetched: %s", answer["error"])
+        asked = self._asked.pop(answer["digest"] or answer["checkpoint"], None)
+        said, self._said = self._said, answer.get("error") or ""
+        if self._said not in ("", said):  # of a store that is down each file says the same
+            _log.warning("a file cannot be fetched: %s", self._said)
         if asked is not None:
             asked.error = answer.get("error")
             asked.answered.set()

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fuse_ckpt import errors
@@ -27,7 +27,7 @@ def find_input(store: Store, reference: str, report: Report, *, whole: bool = Fa
     StorageFailed, CorruptBlob, Corrupt.
     """
     if any(one.attached is not None for one in store.connections()):
-        return store.resolve(_brought(store, reference, report, whole))
+        return store.resolve(bring_apart(store, reference, report, whole=whole))
     return store.resolve(reference)
 
 
@@ -68,14 +68,21 @@ def _passed_over(store: Store, reference: str, found: Checkpoint) -> Checkpoint 
     return failed[0] if failed and failed[0].id > found.id else None
 
 
-def _brought(store: Store, reference: str, report: Report, whole: bool) -> str:
-    """The id. In a process of its own: ours forks, and is to stay a single thread."""
+def bring_apart(
+    store: Store,
+    reference: str,
+    report: Report = lambda line: None,
+    *,
+    whole: bool = True,
+    digests: Sequence[str] | None = None,
+) -> str:
+    """As `bring`, in a process of its own, for who forks: ours is to start no threads for it. The id."""
     command = [sys.executable, "-m", "fuse_ckpt.session", "bring"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        options = {"store": str(store.layout.root), "reference": reference, "whole": whole}
+        options = {"store": str(store.layout.root), "reference": reference, "whole": whole, "digests": digests}
         with process.stdin as stdin:
             stdin.write(json.dumps(options).encode() + b"\n")
         listener = _Listener(report)

@@ -90,7 +90,7 @@ class Sender:
         if not found.ours and _digests(found.part.files) != _digests(part.files):
             return self._give_up(head.id, f"an earlier run of rank {part.rank} has written its part of {group} already")
         fault("replicate:note")
-        self._store.note_sent(self._storage, head.job, {file.digest: file.key for file in found.part.files if file.key})
+        self._store.note_sent(self._storage, head, {file.digest: file.key for file in found.part.files if file.key})
         self._note(head, lambda now: replace(now, group=group, sent=now.size, reason=None))
         return self._settle(head, self._shared.reconcile(head.job, group, rank=replica.rank))
 

@@ -69,7 +69,7 @@ class Service:
         self._area: Area | None = None
         self._committer: Committer | None = None
         self._uploads: Uploads | None = None
-        self._fetches: Fetches | None = None
+        self._fetches = Fetches(store)
         self._gone = trio.Event()
         self._command: int | None = None  # the process that the supervisor runs
         self.mountpoint = options.mountpoint or _own_mountpoint(store, options.job or "")
@@ -97,8 +97,9 @@ class Service:
                 await nursery.start(control.listen, self._store.layout.control(self._options.job), self._answer)
             if self._uploads is not None:
                 nursery.start_soon(self._uploads.run)
-            if self._fetches is not None:
-                nursery.start_soon(self._fetches.run)
+            nursery.start_soon(self._fetches.run)
+            if self._options.job is None:
+                nursery.start_soon(self._fetches.describe)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._obey_signals, nursery)
             if self._options.supervisor is not None:
@@ -127,7 +128,6 @@ class Service:
         store.note_units(job, options.units)
         set_replication(store, options)
         self._uploads = Uploads(store, job, options.replicate_rate)
-        self._fetches = Fetches(store)
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
@@ -143,7 +143,7 @@ class Service:
         mount.check_mountpoint(self.mountpoint)
         disk_fd = os.open(self._store.layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stack.callback(os.close, disk_fd)
-        return browse_filesystem(self._store, disk_fd, self._uses, forget_name)
+        return browse_filesystem(self._store, disk_fd, self._uses, forget_name, fetch=self._fetches.fetch)
 
     def _source(self) -> Path:
         layout = self._store.layout

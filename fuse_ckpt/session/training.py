@@ -65,12 +65,11 @@ def run_training(
     """
     job = options.job or ""
     with Sources.here() as sources, Store.open(options.store) as store:
-        replicating.check(store, options)
+        program = _find(command[0], environment)
+        _refuse(store, options, restart)
         parent = chosen_input(checkpoint, if_any, force, lambda one: find_input(store, one, report, whole=prefetch))
         accept(store, checkpoint or "", parent, force, report)
-        program = _find(command[0], environment)
-        _refuse_again(store, job, restart)
-        daemon.prepare(store, options)
+        _refuse(store, options, restart)  # again: the fetch may have taken an hour
         known = store.ensure_job(job, time.time_ns())
         came_from = (parent.id if parent else None, sources.provenance(program), options.replication(known.replication))
         run = store.begin_run(job, command, time.time_ns(), options.node, *came_from)
@@ -84,10 +83,12 @@ def run_training(
         return _Session(store, options, mounted, run, report, drain).run(program, command, dict(environment))
 
 
-def _refuse_again(store: Store, job: str, restart: bool) -> None:
-    """Errors: JobExists."""
+def _refuse(store: Store, options: MountOptions, restart: bool) -> None:
+    """Refuse what costs nothing to know. Errors: JobExists, and as `daemon.prepare`."""
+    job = options.job or ""
     if not restart and job in {known.name for known in store.jobs()} and any(map(_began, store.runs(job))):
         raise JobExists(job)
+    daemon.prepare(store, options)
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:

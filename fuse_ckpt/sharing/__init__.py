@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .deciding import Missing, decide, state_of, union_of
 from .keys import check_group, data_key, group_of
+from .partial import half_made
 from .shared import SharedStore
 from .values import (
     Decision,
@@ -41,6 +42,7 @@ __all__ = [
     "data_key",
     "decide",
     "group_of",
+    "half_made",
     "state_of",
     "union_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 
-from fuse_ckpt.errors import Corrupt, Withdrawn
+from fuse_ckpt.errors import Corrupt, StorageFailed, Withdrawn
 from fuse_ckpt.faults import fault
 from fuse_ckpt.transfer import Found
 
@@ -30,7 +30,12 @@ def put_part(registers: Registers, part: Part) -> Registered:
         gone = withdrawn(registers, part.job, lenders)
         if gone:
             raise Withdrawn(gone)
-        sending.check_there(registers.remote, sizes)
+        missing = sending.missing(registers.remote, sizes)
+        lost = {group for group in lenders if any(f"/d/{group}/" in key for key in missing)}
+        if lost:  # it is so long ago that its tombstone has gone, too
+            raise Withdrawn(frozenset(lost))
+        if missing:
+            raise StorageFailed(next(iter(missing.values())))
         if time.monotonic_ns() - looked_ns <= LOOK_NS:
             break
     made, data = registers.claim(part.job, keys.part_key(part.group, part.rank), part, documents.LIMIT)

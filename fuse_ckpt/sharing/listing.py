@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
-from fuse_ckpt.errors import Corrupt
+from fuse_ckpt.errors import Corrupt, StorageFailed
 from fuse_ckpt.transfer import Found, Stop, run
 
 from . import documents, keys, packing
@@ -13,9 +14,14 @@ from .remembered import Remembered
 from .values import Decision, GroupState, Standing
 
 
-def decisions(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> dict[str, Decision]:
-    """Every decision of the job, by group. One that is damaged is left out, with a sentence in `problems`."""
-    held = documents_of(registers, job, memory)
+def decisions(
+    registers: Registers, job: str, memory: Remembered, problems: list[str], *, packs: bool = False
+) -> dict[str, Decision]:
+    """Every decision of the job, by group. One that is damaged is left out, with a sentence in `problems`.
+
+    `packs`: whoever had to ask for many one by one spares that the next one.
+    """
+    held = documents_of(registers, job, memory, packs=packs)
     found = {}
     for group in sorted(held):
         try:
@@ -25,27 +31,33 @@ def decisions(registers: Registers, job: str, memory: Remembered, problems: list
     return found
 
 
-def documents_of(registers: Registers, job: str, memory: Remembered) -> dict[str, bytes]:
+def documents_of(registers: Registers, job: str, memory: Remembered, *, packs: bool = False) -> dict[str, bytes]:
     """The objects of all decisions of the job, by group, from where they are had soonest."""
     there = registers.groups_below(job, "c")
     known = memory.load()
     unknown = there.keys() - known.keys()
     packed = packing.read(registers, job, unknown) if len(unknown) >= packing.WORTH else {}
-    fresh = packed | _get(registers, job, sorted(unknown - packed.keys()))
+    single = _get(registers, job, sorted(unknown - packed.keys()))
+    fresh = packed | single
     held = {group: data for group, data in known.items() if group in there} | fresh
     if fresh or held.keys() != known.keys():
         memory.save({group: data for group, data in held.items() if group in known or documents.is_whole(data)})
+    if packs and len(single) >= packing.WORTH:
+        with contextlib.suppress(StorageFailed, Corrupt):  # whoever may only read does not
+            packing.pack(registers, job, held)
     return held
 
 
-def alive(registers: Registers, job: str, memory: Remembered, problems: list[str]) -> list[Decision]:
+def alive(
+    registers: Registers, job: str, memory: Remembered, problems: list[str], *, packs: bool = False
+) -> list[Decision]:
     """The decisions about groups that are not deleted: commits in the order of their ids, then the others."""
     found: dict[str, Decision] = {}
     buried: dict[str, Found] = {}
 
     def ask(name: str) -> None:
         if name == "c":
-            found.update(decisions(registers, job, memory, problems))
+            found.update(decisions(registers, job, memory, problems, packs=packs))
         else:
             buried.update(registers.groups_below(job, name))
 

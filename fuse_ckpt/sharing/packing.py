@@ -1,8 +1,8 @@
 """Many decisions in one object, so that a machine that has seen none of them does not ask for each.
 
 A pack is a copy, and never the only one: which groups are decided is what the decisions' own keys say, and each
-decision in a pack carries its own checksum. Whoever decides makes one now and then; a pack that is lost, or of which
-nothing is left, changes nothing but the time that a first listing takes.
+decision in a pack carries its own checksum. Whoever decides makes one now and then, and so does whoever had to ask for
+many; a pack that is lost, or of which nothing is left, changes nothing but the time that a first listing takes.
 """
 
 from __future__ import annotations
@@ -37,23 +37,32 @@ def read(registers: Registers, job: str, wanted: Collection[str]) -> dict[str, b
 
 
 def pack(registers: Registers, job: str, decided: Mapping[str, bytes]) -> int:
-    """Put the `decided` groups that are in no pack yet into packs, if there are enough; remove packs of which no group
-    is left. Returns how many decisions were packed."""
+    """Put the `decided` groups that are in no pack yet into packs, if there are enough; remove packs that hold none
+    that no other one holds. Returns how many decisions were packed."""
     packed: set[str] = set()
-    empty = []
-    for key, one in _packs(registers, job):
-        packed |= one.decisions.keys()
-        if not one.decisions.keys() & decided.keys():
-            empty.append(key)
-    registers.remote.delete(empty)
-    fresh = sorted(decided.keys() - packed)
+    idle = []
+    for key, one in sorted(_packs(registers, job), key=lambda pack: (-len(pack[1].decisions), pack[0])):
+        mine = one.decisions.keys() & decided.keys()
+        if mine <= packed:  # many machines may have packed the same at once
+            idle.append(key)
+        packed |= mine
+    registers.remote.delete(idle)
+    fresh = [(group, text) for group in sorted(decided.keys() - packed) if (text := _text(decided[group]))]
     if len(fresh) < WORTH:
         return 0
     for start in range(0, len(fresh), PACK_MAX):
-        made = Pack({group: decided[group].decode() for group in fresh[start : start + PACK_MAX]})
+        made = Pack(dict(fresh[start : start + PACK_MAX]))
         data = documents.written(made)
         registers.remote.create(registers.key(job, f"s/{blake3(data).hexdigest(length=16)}.json"), data)
     return len(fresh)
+
+
+def _text(data: bytes) -> str:
+    """The object of a decision; "" where it is damaged."""
+    try:
+        return data.decode() if documents.is_whole(data) else ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _packs(registers: Registers, job: str) -> list[tuple[str, Pack]]:

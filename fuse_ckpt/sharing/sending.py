@@ -73,16 +73,18 @@ def send(remote: Remote, key: str, prefix: str, source: Source, advance: Advance
     fault("share:data:sent")
 
 
-def check_there(remote: Remote, sizes: Mapping[str, int]) -> None:
-    """See that objects are there with these sizes. Errors: StorageFailed, naming one that is not."""
+def missing(remote: Remote, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Those of the objects that are not there with these sizes: key → a sentence."""
     found: dict[str, Found] = {}
     for prefix in sorted({os.path.dirname(key) for key in sizes}):
         found |= remote.list(prefix)
+    wrong = {}
     for key, size in sizes.items():
         there = found.get(key) or remote.head(key)  # a listing may be older than the object
         if there is None or there.size != size:
             what = "is not there" if there is None else f"has {there.size} bytes instead of {size}"
-            raise StorageFailed(f"The object {key} {what}: it has to be sent again.")
+            wrong[key] = f"The object {key} {what}: it has to be sent again."
+    return wrong
 
 
 def digest_of(remote: Remote, found: Found) -> str:

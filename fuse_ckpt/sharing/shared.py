@@ -67,12 +67,16 @@ class SharedStore:
         """
         if self._format is None:
             self._format = self._registers.format()
-        if write and self._format.exclusive and self._format.owner != self._owner:
+        if write and not self._is_mine(self._format):
             raise StorageFailed(
                 f"{self.place} is for the exclusive use of {self._format.owner or 'another machine'}, for its object "
                 "store ignores conditions: read from it, or share another store."
             )
         return self._format
+
+    def _is_mine(self, found: Format) -> bool:
+        """Whether we may write there, as far as it is for us to say."""
+        return not found.exclusive or found.owner == self._owner
 
     def _refuse_strangers(self) -> None:
         ours = (self.place.key(keys.FORMAT), self.place.key(PROBE))  # what a killed probe has left is nobody's
@@ -160,9 +164,10 @@ class SharedStore:
     def list(self, job: str, *, aborted: bool = False) -> Sequence[Decision]:
         """The committed checkpoints that are not deleted, oldest first; the aborted groups behind them, if asked for.
 
-        A LIST, and a GET for each decision that is not in the cache.
+        A LIST, and a GET for each decision that is neither in the cache nor in a pack; many of these are packed then.
         """
-        found = listing.alive(self._registers, job, self._memory(job), self.problems)
+        packs = self._is_mine(self.open(write=False))
+        found = listing.alive(self._registers, job, self._memory(job), self.problems, packs=packs)
         return [one for one in found if aborted or one.committed]
 
     def undecided(self, job: str) -> Sequence[Standing]:
@@ -200,13 +205,12 @@ class SharedStore:
 
     def fetch_file(self, job: str, file: PartFile, path: Path, advance: Advance = ignore) -> None:
         """Get a file's bytes to `path`, by ranges, several at once, each byte once. It has its name only when its
-        digest is right and it is on the disk; mode 0o600. Errors: CorruptBlob, OSError."""
-        receiving.fetch_file(self._remote, self._key(job, file), file, path, advance)
+        digest is right and it is on the disk; mode 0o600. One at a time for one `path`.
 
-    def fetch_into(self, job: str, file: PartFile, fd: int, advance: Advance = ignore) -> None:
-        """As `fetch_file`, into an open, empty file: it may be read as far as `advance` was told, in order, but is not
-        proved until this returns. Errors: CorruptBlob, OSError."""
-        receiving.fetch_into(self._remote, self._key(job, file), file, fd, advance)
+        What an interruption leaves beside `path` (`half_made`) is gone on with. `advance` is told of that, too.
+        Errors: CorruptBlob, OSError; after these nothing is left.
+        """
+        receiving.fetch_file(self._remote, self._key(job, file), file, path, advance)
 
     def read_range(self, job: str, file: PartFile, start: int, end: int) -> bytes:
         """Bytes of a file, unproved: for who cannot wait for the whole."""

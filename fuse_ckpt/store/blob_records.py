@@ -22,7 +22,7 @@ class BlobRecords(Tables):
 
     def has_blob(self, digest: str) -> bool:
         """Whether a manifest names the digest; also where its record is damaged."""
-        return self._transaction.get(bytes.fromhex(digest), db=self._tables[Table.BLOBS]) is not None
+        return self._row(Table.BLOBS, bytes.fromhex(digest)) is not None
 
     def digests(self) -> set[str]:
         """Every digest that a manifest names."""

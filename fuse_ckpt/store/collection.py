@@ -28,7 +28,7 @@ from fuse_ckpt.errors import Busy, Collecting, CorruptRecord, UnknownCheckpoint
 from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, Kind, Manifest, State
 
-from . import locks
+from . import locks, pruning
 from .accounts import BLOCK, Accounts, Plan
 from .blobs import stat_or_none
 from .locks import Lock
@@ -187,7 +187,7 @@ class Collection(Accounts):
             for manifest in manifests:
                 head = records.by_id(manifest.checkpoint.id, deleted=True)
                 if head is not None and head.deleted_ns == manifest.checkpoint.deleted_ns:  # not restored meanwhile
-                    records.remove(manifest, inodes, left[head.id])
+                    pruning.remove(manifest, inodes, left[head.id], records, time.time_ns())
                     gone.append(head)
             return gone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from fuse_ckpt.errors import CheckpointLeased, Corrupt, CorruptBlob, UnknownCheckpoint
 from fuse_ckpt.model import Checkpoint, Manifest, Replica, Stage, State
 
-from . import locks
+from . import locks, pruning
 from .blobs import stat_or_none
 from .lifecycle import LEASE, Lifecycle
 from .records import Records, blob_sizes
@@ -144,8 +145,8 @@ class Elsewhere(Lifecycle):
                 if manifest is not None:
                     for tag in manifest.checkpoint.tags:
                         records.drop_tag(tag)
-                    records.drop_replica(one)
-                    records.remove(manifest, {}, None)
+                    pruning.remove(manifest, {}, None, records, time.time_ns())
+                    records.drop_replica(one)  # it is not to go there
 
         self._index.write(work)
         for one in gone:
@@ -179,12 +180,12 @@ class Elsewhere(Lifecycle):
 
         return {digest: key for digest, key in self._index.read(work).items() if key is not None}
 
-    def note_sent(self, storage: str, job: str, keys: Mapping[str, str]) -> None:
-        """These bytes are there, and a part names them: digest → key."""
+    def note_sent(self, storage: str, head: Checkpoint, keys: Mapping[str, str]) -> None:
+        """These bytes are there, and the checkpoint's part names them: digest → key; unless it was deleted."""
 
         def work(records: Records) -> None:
-            for digest, key in keys.items():
-                records.put_sent(storage, job, digest, key)
+            for digest, key in keys.items() if records.is_outgoing(head.id) else ():
+                records.put_sent(storage, head.job, digest, key)
 
         self._index.write(work)
 

@@ -50,8 +50,9 @@ def prepare(layout: Layout, *, create: bool) -> None:
             _write_format(layout)
         elif create and is_read_only(layout.format):
             raise StoreUnusable(read_only(root))
-        for directory in layout.directories:
-            if not directory.is_dir():
+        missing = [directory for directory in layout.directories if not directory.is_dir()]
+        if not (missing and is_read_only(layout.format)):  # an older version made it: it does without
+            for directory in missing:
                 make_directory(directory)
     except OSError as error:
         raise StoreUnusable(

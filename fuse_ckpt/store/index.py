@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock as Mutex
@@ -178,7 +178,7 @@ class Index:
 
     def _make_tables(self) -> None:
         if self._read_only:
-            self._tables = {table: self._environment.open_db(table.value.encode(), create=False) for table in Table}
+            self._tables = dict(self._tables_there())
             return
         while True:
             try:
@@ -191,6 +191,12 @@ class Index:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.MapResizedError:
                 self._environment.set_mapsize(0)
+
+    def _tables_there(self) -> Iterator[tuple[Table, lmdb._Database]]:
+        """All that have been made: what an older version wrote lacks the newer ones, and none can be made now."""
+        for table in Table:
+            with suppress(lmdb.NotFoundError):
+                yield table, self._environment.open_db(table.value.encode(), create=False)
 
     def _note_generation(self) -> None:
         if self._env is not None:

@@ -106,14 +106,14 @@ class Listings(BlobRecords):
     def resumed(self, job: str) -> Iterator[Checkpoint]:
         """The checkpoints of a job, deleted ones too, that say what they were resumed from; only these are read."""
         for key in self._keys(Table.BY_JOB, job_prefix(job)):
-            row = self._transaction.get(key[-16:], db=self._tables[Table.CHECKPOINTS])
+            row = self._row(Table.CHECKPOINTS, key[-16:])
             if row is not None and _PARENT in row:
                 yield from self._readable([id_of(key[-16:])])
 
     def has_id(self, checkpoint: str) -> bool:
         """Whether a checkpoint of that very id is recorded, deleted or not."""
         key = id_key(checkpoint)
-        return key is not None and self._transaction.get(key, db=self._tables[Table.CHECKPOINTS]) is not None
+        return key is not None and self._row(Table.CHECKPOINTS, key) is not None
 
     def id_keys(self) -> set[bytes]:
         """The 16 bytes of every id, also of deleted checkpoints, from the table of the smallest rows."""

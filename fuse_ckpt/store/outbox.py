@@ -129,6 +129,7 @@ class Outbox:
                 else:
                     records.put_replica(one, replace(replica, stage=Stage.GIVEN_UP, reason=f"{storage} was detached"))
             for job in records.jobs():
+                records.drop_all_sent(storage, job.name)  # attached again, it may be at another place
                 if job.replication is not None and job.replication.storage == storage:
                     records.put_job(replace(job, replication=None))
             return len(mine)

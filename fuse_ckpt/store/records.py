@@ -72,8 +72,8 @@ class Records(ReplicaRecords, Listings):
         return [(id_of(key), bytes(row) if is_sealed(key, row) else None) for key, row in rows]
 
     def newest_id(self) -> str | None:
-        cursor = self._transaction.cursor(db=self._tables[Table.CHECKPOINTS])
-        return id_of(cursor.key()) if cursor.last() else None
+        cursor = self._cursor(Table.CHECKPOINTS)
+        return id_of(cursor.key()) if cursor is not None and cursor.last() else None
 
     def version(self, job: str, name: str, ordinal: int, *, deleted: bool = False) -> Checkpoint | None:
         """The `ordinal`-th checkpoint of (job, name), unless it is deleted; with `deleted` that one too."""
@@ -219,14 +219,14 @@ class Records(ReplicaRecords, Listings):
         for key, left in self._pairs(Table.LEFT, self._from(Table.LEFT, b""), Left):
             yield Remnant(key, left)
         for key, found in self._pairs(Table.BY_NAME, self._from(Table.BY_NAME, b""), bytes):
-            if self._transaction.get(found, db=self._tables[Table.CHECKPOINTS]) is None:
+            if self._row(Table.CHECKPOINTS, found) is None:
                 yield Remnant(key, id=id_of(found))
 
     def put_remnant(self, remnant: Remnant) -> None:
         """Put it back into a new index, after all that is there still."""
         if remnant.left is not None:
             self._put(Table.LEFT, remnant.key, remnant.left)
-        elif self._transaction.get(remnant.key, db=self._tables[Table.BY_NAME]) is None:
+        elif self._row(Table.BY_NAME, remnant.key) is None:
             self._put(Table.BY_NAME, remnant.key, UUID(remnant.id).bytes)
 
     def scan(self, digest: str) -> Scan | None:
@@ -273,7 +273,7 @@ class Records(ReplicaRecords, Listings):
             found = self._get(Table.BY_NAME, key, bytes)
         except CorruptRecord:
             return
-        if found is not None and self._transaction.get(found, db=self._tables[Table.CHECKPOINTS]) is None:
+        if found is not None and self._row(Table.CHECKPOINTS, found) is None:
             self._delete(Table.BY_NAME, key)
 
     def _ordinals(self, job: str, name: str) -> Iterator[int]:

@@ -3,7 +3,7 @@ transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -11,10 +11,13 @@ from msgspec.structs import replace
 from fuse_ckpt.model import Replica, Stage
 
 from .codec import is_sealed
-from .tables import Kept, Table, Tables, id_key, id_of, name_key
+from .tables import NAME_HASH, Kept, Table, Tables, id_key, id_of, name_key
 
 # What no manifest tells: ways to object stores, and how far copies are.
 KEPT = (Table.CONNECTIONS, Table.OUTBOX, Table.REPLICAS, Table.SENT, Table.GENERATIONS)
+
+
+_GONE = b"gone"  # before the key of a number whose last checkpoint was forgotten: when that was
 
 
 class ReplicaRecords(Tables):
@@ -49,7 +52,7 @@ class ReplicaRecords(Tables):
     def is_outgoing(self, checkpoint: str) -> bool:
         """Whether it waits to be copied, or is being copied; also where its record is damaged."""
         key = id_key(checkpoint)
-        return key is not None and self._transaction.get(key, db=self._tables[Table.OUTBOX]) is not None
+        return key is not None and self._row(Table.OUTBOX, key) is not None
 
     def parts(self) -> dict[str, Replica]:
         """The checkpoints that are a part alone of what several nodes write: the others' parts are not known to be
@@ -79,9 +82,28 @@ class ReplicaRecords(Tables):
     def next_generation(self, attempt: str, name: str) -> int:
         """The number of the next checkpoint of `name` (JOB/NAME) in the attempt, from 1; each call counts one on."""
         key = name_key(attempt, name)
+        self._delete(Table.GENERATIONS, _GONE + key)
         number = 1 + (self._get(Table.GENERATIONS, key, int) or 0)
         self._put(Table.GENERATIONS, key, number)
         return number
+
+    def drop_all_sent(self, storage: str, job: str) -> None:
+        for key in [*self._keys(Table.SENT, name_key(storage, job))]:
+            self._delete(Table.SENT, key)
+
+    def note_gone(self, attempt: str, name: str, now_ns: int) -> None:
+        """A checkpoint that `next_generation` has numbered is no more."""
+        self._put(Table.GENERATIONS, _GONE + name_key(attempt, name), now_ns)
+
+    def old_generations(self, before_ns: int) -> list[bytes]:
+        """The keys of the numbers of what has been gone since before then."""
+        gone = self._pairs(Table.GENERATIONS, self._items(Table.GENERATIONS, _GONE), int)
+        return [key[len(_GONE) :] for key, since_ns in gone if len(key) > NAME_HASH and since_ns < before_ns]
+
+    def forget_generations(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._delete(Table.GENERATIONS, key)
+            self._delete(Table.GENERATIONS, _GONE + key)
 
     def kept(self) -> Iterator[Kept]:
         """The rows that a new index takes over, if they are whole."""

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Collection as Bag
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
@@ -29,6 +29,7 @@ from .index import MAP_SIZE, Index
 from .layout import Layout
 from .lifecycle import known
 from .outbox import Outbox
+from .pruning import NUMBERED_NS, forget_numbers
 from .queueing import queue
 from .records import Records, blob_sizes
 
@@ -227,6 +228,10 @@ class Store(Ending, Checks, Connections, Outbox):
         and `problems` says so.
         """
         upkeep.recover(self.layout, self._index)
+        now_ns = time.time_ns()
+        if self._index.read(lambda records: records.old_generations(now_ns - NUMBERED_NS)):
+            with suppress(OSError):  # on a full disk it can wait
+                self._index.write(lambda records: forget_numbers(records, now_ns))
         self.keep_reserve()
 
 

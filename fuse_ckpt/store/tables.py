@@ -140,7 +140,7 @@ def job_prefix(job: str) -> bytes:
 
 class Tables:
     """The records of each table by key. A lookup of one raises CorruptRecord where it is damaged; a listing leaves it
-    out and notes it in `problems`."""
+    out and notes it in `problems`. A table that is not among `tables` is read as an empty one."""
 
     def __init__(
         self,
@@ -163,10 +163,14 @@ class Tables:
 
     def named(self, table: Table, kind: type[T]) -> Named[T]:
         """The records of a table whose keys are names."""
-        return Named(self._transaction, self._tables[table], kind, table.value, self._problems)
+        return Named(self._transaction, self._tables.get(table), kind, table.value, self._problems)
+
+    def _row(self, table: Table, key: bytes) -> bytes | None:
+        found = self._tables.get(table)
+        return None if found is None or not key else self._transaction.get(key, db=found)  # LMDB refuses an empty key
 
     def _get(self, table: Table, key: bytes, kind: type[T]) -> T | None:
-        raw = self._transaction.get(key, db=self._tables[table]) if key else None  # LMDB refuses an empty key
+        raw = self._row(table, key)
         return None if raw is None else unseal(key, raw, kind, partial(_describe, table))
 
     def _put(self, table: Table, key: bytes, value: object) -> None:
@@ -175,21 +179,27 @@ class Tables:
     def _delete(self, table: Table, key: bytes) -> None:
         self._transaction.delete(key, db=self._tables[table])
 
+    def _cursor(self, table: Table) -> lmdb.Cursor[bytes] | None:
+        found = self._tables.get(table)
+        return None if found is None else self._transaction.cursor(db=found)
+
     def _keys(self, table: Table, prefix: bytes) -> Iterator[bytes]:
-        cursor = self._transaction.cursor(db=self._tables[table])
-        keys = cursor.iternext(values=False) if cursor.set_range(prefix) else iter(())
+        cursor = self._cursor(table)
+        keys = cursor.iternext(values=False) if cursor is not None and cursor.set_range(prefix) else iter(())
         return takewhile(lambda key: key.startswith(prefix), keys)
 
     def _from(self, table: Table, first: bytes) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._transaction.cursor(db=self._tables[table])
-        return iter(cursor.iternext()) if cursor.set_range(first) else iter(())
+        cursor = self._cursor(table)
+        return iter(cursor.iternext()) if cursor is not None and cursor.set_range(first) else iter(())
 
     def _items(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         return takewhile(lambda item: item[0].startswith(prefix), self._from(table, prefix))
 
     def _backwards(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """As `_items`, the last one first. No key of the table goes on with 0xff after `prefix`."""
-        cursor = self._transaction.cursor(db=self._tables[table])
+        cursor = self._cursor(table)
+        if cursor is None:
+            return
         there = cursor.prev() if cursor.set_range(prefix + b"\xff" * 17) else cursor.last()
         for key, value in cursor.iterprev() if there else ():
             if not key.startswith(prefix):

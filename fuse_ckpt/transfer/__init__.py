@@ -15,7 +15,7 @@ from fuse_ckpt.transfer.names import Place, check_checkpoint_name, check_connect
 from fuse_ckpt.transfer.probing import PROBE, Probed, probe
 from fuse_ckpt.transfer.push import push
 from fuse_ckpt.transfer.remote import Found, Remote
-from fuse_ckpt.transfer.selection import check_inside
+from fuse_ckpt.transfer.selection import check_inside, chosen
 
 check_connection = connecting.check
 
@@ -35,6 +35,7 @@ __all__ = [
     "check_connection",
     "check_connection_name",
     "check_inside",
+    "chosen",
     "counter",
     "export",
     "fetch",

@@ -175,9 +175,10 @@ class Remote:
             at_once = max(1, min(PARTS_AT_ONCE, MEMORY // part))
             obstore.put(self._client, key, chunks(part), use_multipart=True, chunk_size=part, max_concurrency=at_once)
 
-    def read(self, found: Found, stop: lanes.Stop) -> Iterator[memoryview]:
-        """The bytes of an object, a part at a time, some parts ahead. Errors: StorageFailed (also: it changed)."""
-        ranges = [(at, min(at + PART, found.size)) for at in range(0, found.size, PART)]
+    def read(self, found: Found, stop: lanes.Stop, start: int = 0) -> Iterator[memoryview]:
+        """The bytes of an object from `start` on, a part at a time, some parts ahead. Errors: StorageFailed (also: it
+        changed)."""
+        ranges = [(at, min(at + PART, found.size)) for at in range(start, found.size, PART)]
         for part in lanes.ahead(READS_AT_ONCE, ranges, lambda bounds: self._part(found, *bounds)):
             stop.check()
             yield part

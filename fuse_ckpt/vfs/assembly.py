@@ -40,8 +40,15 @@ def job_filesystem(
     return Filesystem(table, views, output, files, job=job, disk_fd=root_fd, show_checkpoints=show)
 
 
-def browse_filesystem(store: Store, disk_fd: int, uses: Uses, forget_name: Callable[[int, bytes], None]) -> Filesystem:
-    """Every job's checkpoints, read-only, by job."""
+def browse_filesystem(
+    store: Store,
+    disk_fd: int,
+    uses: Uses,
+    forget_name: Callable[[int, bytes], None],
+    *,
+    fetch: Fetch | None = None,
+) -> Filesystem:
+    """Every job's checkpoints, read-only, by job; `fetch` as above."""
     table = InodeTable()
-    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid())
+    views = Views(table, store, uses, forget_name, os.geteuid(), os.getegid(), fetch=fetch)
     return Filesystem(table, views, None, None, job=None, disk_fd=disk_fd)

@@ -62,16 +62,24 @@ def _list(server: Seaweed, top: Path, count: int, rounds: int) -> None:
         remote.put(shared.place.key(f"j/{JOB}/c/{group}.json"), written(decision))
 
     run(8, range(count), decide, Stop())
-    print(f"list     {count} checkpoints, none of them packed: {_listings(server, top / 'single', count, rounds)}")
+    packs = shared.place.key(f"j/{JOB}/s")
+
+    def unpack() -> None:
+        remote.delete(list(remote.list(packs)))  # the first listing has made them
+
+    told = _listings(server, top / "single", count, rounds, unpack)
+    print(f"list     {count} checkpoints, none of them packed: {told}")
     shared.reap(JOB, 1)
-    print(f"list     {count} checkpoints, packed: {_listings(server, top / 'packed', count, rounds)}")
+    told = _listings(server, top / "packed", count, rounds, lambda: None)
+    print(f"list     {count} checkpoints, packed: {told}")
 
 
-def _listings(server: Seaweed, top: Path, count: int, rounds: int) -> str:
+def _listings(server: Seaweed, top: Path, count: int, rounds: int, before: Callable[[], None]) -> str:
     cold: list[float] = []
     warm: list[float] = []
     for number in range(rounds):
         cache = top / f"cache-{number}"
+        before()
         for figures in (cold, warm):
             figures.append(_timed(lambda cache=cache: _listed(server, cache, count)))  # type: ignore[misc]
     return f"cold {_middle(cold):.2f} s, warm {_middle(warm):.2f} s"

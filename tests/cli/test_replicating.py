@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fuse_ckpt.model import Replication, Stage
+from fuse_ckpt.model import Connection, Provider, Replication, Stage
+from fuse_ckpt.session import attach, sync
+from fuse_ckpt.store import Store
 from tests.sharing.careless import Careless, careless_store
+from tests.store.conftest import commit
 from tests.transfer.seaweed import BUCKET
 
 
@@ -151,3 +155,81 @@ def test_gc_lets_go_here_of_what_is_replicated(lake: Any, shelf: Any) -> None:
     done = lake("checkpoint", "gc", "--policy", "keep-last=1")
     assert f"Let go here of {first.id} (digits/ckpt.pt)" in done.out
     assert listed(lake) == ["replicated, not here", "waiting"]
+
+
+FILES = {"model.raw": b"m" * 1000, "optimizer.raw": b"o" * 5000}
+
+
+@pytest.fixture
+def elsewhere(lake: Any, tmp_path: Path) -> str:
+    """The id of another machine's checkpoint that is listed here, and of which nothing more is."""
+    with Store.open(tmp_path / "origin") as store:
+        store.add_connection(Connection("lake", Provider.FILE, 1, root=str(tmp_path / "archive")))
+        attach(store, "lake", {})
+        store.ensure_job("digits", 1)
+        store.replicate("digits", Replication("lake"))
+        found = commit(store, "a", FILES, job="digits")
+        assert sync(store, "lake", {}).copied == 1
+    assert lake("storage", "attach", "lake").code == 0
+    assert listed(lake) == ["replicated, not here"]
+    return str(found.id)
+
+
+def here(shelf: Any) -> int:
+    return len(list(shelf.store.layout.blobs.glob("*/*")))
+
+
+def test_what_asks_for_bytes_brings_them(lake: Any, shelf: Any, elsewhere: str, tmp_path: Path) -> None:
+    inspected = json.loads(lake("checkpoint", "inspect", elsewhere, "--json").out)
+    assert (len(inspected["status"]["files"]), here(shelf)) == (2, 0)
+    fetch = ["checkpoint", "fetch", elsewhere, "--destination"]
+    some = lake(*fetch, str(tmp_path / "some"), "--include", "model.*")
+    assert (some.code, os.listdir(tmp_path / "some"), here(shelf)) == (0, ["model.raw"], 1), some
+    assert lake(*fetch, str(tmp_path / "none"), "--include", "nothing").code == 3
+    assert here(shelf) == 1
+    assert lake(*fetch, str(tmp_path / "all")).code == 0
+    assert here(shelf) == 2
+    assert listed(lake) == ["replicated"]
+
+
+@pytest.mark.parametrize("command", ["show", "diff", "scan", "export"])
+def test_every_command_that_reads_files_brings_them(
+    lake: Any, shelf: Any, elsewhere: str, tmp_path: Path, command: str
+) -> None:
+    if command == "diff":
+        shelf.put("other", files={"model.raw": b"other"})
+    (tmp_path / "exports").mkdir()
+    lake("storage", "create", "exports", "--provider", "file", "--root", str(tmp_path / "exports"))
+    more = {
+        "diff": ["digits/other"],
+        "export": ["--storage-provider", "exports", "--destination-path", "x"],
+    }
+    said = lake("checkpoint", command, elsewhere, *more.get(command, []))
+    assert said.code == 0, said
+    assert "not here" not in listed(lake)[0]
+    if command == "export":
+        assert (tmp_path / "exports/x/model.raw").read_bytes() == FILES["model.raw"]
+
+
+@pytest.mark.parametrize("command", ["fetch", "show", "scan"])
+def test_what_cannot_be_brought_is_said_in_one_line(
+    lake: Any, elsewhere: str, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "archive").rglob("d/*/*/*"):
+        path.unlink()
+    said = lake("checkpoint", command, elsewhere)
+    assert (said.code, "no longer there" in said.err) == (1, True), said
+    assert listed(lake) == ["replicated, not here"]
+
+
+def test_verify_says_what_it_has_not_read(lake: Any, shelf: Any, elsewhere: str, tmp_path: Path) -> None:
+    for asked in (elsewhere, "--all"):
+        said = lake("checkpoint", "verify", asked)
+        assert (said.code, said.err.count("\n")) == (0, 1), said
+        assert "in an object store alone, which were not read: checkpoint fetch" in said.err
+    assert json.loads(lake("checkpoint", "verify", elsewhere, "--json").out)["notHere"] == [elsewhere]
+    assert here(shelf) == 0
+    assert lake("checkpoint", "fetch", elsewhere, "--destination", str(tmp_path / "out")).code == 0
+    said = lake("checkpoint", "verify", elsewhere)
+    assert (said.code, said.err) == (0, "")

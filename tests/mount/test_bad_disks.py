@@ -17,6 +17,7 @@ from tests.mount.disks import fill, remount, small_disk
 from tests.mount.harness import Mount, wait_until
 from tests.mount.runs import one_line
 from tests.semantics.parity import put
+from tests.store.conftest import age
 
 pytestmark = [pytest.mark.mount, pytest.mark.once]
 MIB = 1 << 20
@@ -162,16 +163,23 @@ def test_an_error_of_the_disk_at_any_step_of_a_commit_is_never_silently_fine(
     assert (mounted.by_id(one) / "m.bin").read_bytes() == b"0123456789"
 
 
+@pytest.mark.parametrize("made_by", ["this", "older"])
 def test_a_store_on_a_read_only_disk_is_read_and_refuses_the_rest_in_words(
-    mount_job: MountJob, disk: Path, tmp_path: Path
+    mount_job: MountJob, disk: Path, tmp_path: Path, made_by: str
 ) -> None:
     mounted = mount_job("job", store=disk / "store")
     put(mounted.path / "m.bin")
     (one,) = mounted.wait_for("m.bin")
     closed(mounted)
+    if made_by == "older":
+        age(disk / "store")
     remount(disk, "ro")
-    for question in (["checkpoint", "list"], ["training", "list"], ["training", "checkpoints", "job"], ["doctor"]):
-        assert mounted.cli(*question).returncode == 0
+    for question in (
+        ["checkpoint", "list"], ["training", "list"], ["training", "checkpoints", "job", "--wide"], ["doctor"],
+        ["storage", "list"], ["stats"],
+    ):  # fmt: skip
+        said = mounted.cli(*question)
+        assert said.returncode == 0, said.stderr
     assert mounted.cli("checkpoint", "inspect", one.id).returncode == 0
     fetched = mounted.cli("checkpoint", "fetch", one.id, "--destination", str(tmp_path / "out"))
     assert fetched.returncode == 0, fetched.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from fuse_ckpt.model import Connection, Replica, Stage
+from fuse_ckpt.model import Connection, Provider, Replica, Stage
 from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
-from tests.mount.harness import sha256, wait_until
-from tests.mount.runs import Desk, python
+from tests.mount.harness import PROGRAM, is_mounted, sha256, wait_until
+from tests.mount.runs import OUTPUT, Desk, one_line, python
 from tests.transfer import proxy
 from tests.transfer.proxy import Proxy
 from tests.transfer.seaweed import BUCKET, NOWHERE, Seaweed
@@ -114,6 +115,7 @@ def sums(machine: Machine, reference: str, destination: Path) -> dict[str, str]:
 
 
 def test_a_run_is_copied_and_goes_on_on_another_machine(machine: Machines, faulty: Proxy, tmp_path: Path) -> None:
+    """S24: a machine with an empty store resumes from it with the same files, bit for bit."""
     here, there = machine(), machine()
     first = here.run("job", "--replicate", "lake", command=python(TRAIN))
     assert first.returncode == 0, first.stderr
@@ -138,6 +140,7 @@ def test_a_run_is_copied_and_goes_on_on_another_machine(machine: Machines, fault
 
 
 def test_opening_a_file_waits_for_it_and_for_nothing_else(machine: Machines, faulty: Proxy) -> None:
+    """S25: what cannot be had is EIO, and later opens try again."""
     here, there = machine(), machine()
     there.expect_log("a file cannot be fetched")
     done = here.run(
@@ -166,6 +169,36 @@ def test_opening_a_file_waits_for_it_and_for_nothing_else(machine: Machines, fau
     assert [row["replicated"] for row in there.listed("job")] == ["replicated", "local"]
 
 
+def test_a_large_file_whose_fetch_was_killed_is_gone_on_with(machine: Machines, faulty: Proxy, tmp_path: Path) -> None:
+    """S25: each byte comes over the network once, but for the three ranges that may be on their way at a kill."""
+    here, there = machine(), machine()
+    save = "(out / 'a').write_bytes(os.urandom(10 << 23))"
+    assert here.run("job", "--replicate", "lake", command=python(save)).returncode == 0
+    assert there.cli("storage", "sync", "lake").returncode == 0
+    passed: list[str] = []
+
+    def sixty_percent(method: str, path: str, count: int) -> int | None:
+        if method != "GET" or "/d/" not in path:
+            return None
+        passed.append(path)
+        return None if len(passed) <= 6 else proxy.HANG_UP
+
+    faulty.restart()
+    faulty.decide = sixty_percent
+    fetching = there.launch(
+        [*PROGRAM, "--store", str(there.store), "checkpoint", "fetch", "job/a", "--destination", str(tmp_path / "x")]
+    )
+    held = there.store / "incoming"
+    wait_until("six are here", lambda: [one.stat().st_size for one in held.glob("fetch-*/bytes.part")] == [6 << 23])
+    fetching.process.kill()
+    fetching.process.wait()
+    faulty.decide = lambda method, path, count: None
+    found = sums(there, "job/a", tmp_path / "there")
+    assert found == sums(here, "job/a", tmp_path / "here")
+    assert 10 <= len([path for method, path in faulty.seen if method == "GET" and "/d/" in path]) <= 13
+    assert list(held.iterdir()) == []
+
+
 def test_prefetch_has_all_of_it_here_before_the_command_begins(machine: Machines) -> None:
     here, there = machine(), machine()
     assert here.run("job", "--replicate", "lake", command=python("(out / 'a').write_bytes(b'x')")).returncode == 0
@@ -174,9 +207,31 @@ def test_prefetch_has_all_of_it_here_before_the_command_begins(machine: Machines
     assert there.listed("job")[0]["replicated"] == "replicated"
 
 
+def test_what_is_known_for_nothing_is_refused_before_a_byte_is_fetched(
+    machine: Machines, faulty: Proxy, tmp_path: Path
+) -> None:
+    here, there = machine(), machine()
+    assert here.run("job", "--replicate", "lake", command=python("(out / 'a').write_bytes(b'x')")).returncode == 0
+    assert there.run("again", command=["true"]).returncode == 0
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    faulty.restart()
+    for code, words, job, command, place in (
+        (127, "no command 'no-such-command'", "new", "no-such-command", {}),
+        (126, "cannot be executed", "new", str(tmp_path / "plain"), {}),
+        (125, "--restart", "again", "true", {}),
+        (2, "is not empty", "new", "true", {OUTPUT: str(tmp_path / "full")}),
+    ):
+        said = there.run(job, "-C", "job/a", "--prefetch", command=[command], env=place)
+        assert (said.returncode, one_line(said.stderr), words in said.stderr) == (code, True, True), said.stderr
+    assert faulty.seen == []
+    assert there.committed("job") == there.committed("new") == []
+
+
 def test_a_killed_uploader_and_a_server_that_is_gone_only_delay(
     machine: Machines, faulty: Proxy, tmp_path: Path
 ) -> None:
+    """S23: one that is down, or an uploader that dies, only delays."""
     here = machine()
     here.expect_log(DOWN)
     here.expect_log(DIED)
@@ -222,6 +277,7 @@ def test_what_a_signal_leaves_is_copied_by_hand(machine: Machines, faulty: Proxy
 
 
 def test_without_drain_the_next_mount_goes_on(machine: Machines, faulty: Proxy) -> None:
+    """S23: what an unmount leaves, the next mount of the job goes on with."""
     here = machine()
     here.expect_log(DOWN)
     faulty.decide = lambda method, path, count: 503
@@ -234,6 +290,7 @@ def test_without_drain_the_next_mount_goes_on(machine: Machines, faulty: Proxy) 
 
 
 def test_a_policy_lets_go_here_of_what_is_replicated(machine: Machines, tmp_path: Path) -> None:
+    """S26: what is copied, they let go of here alone."""
     here = machine()
     options = ["--replicate", "lake", "--retain", "keep-last=1"]
     run = here.start("job", *options, command=python(TRAIN + "    input()\n    (out / 'end').write_bytes(b'end')"))
@@ -260,6 +317,7 @@ def test_the_uploader_ends_with_its_mount(machine: Machines) -> None:
 
 
 def test_a_checkpoint_of_two_nodes_is_one(machine: Machines, tmp_path: Path) -> None:
+    """S27: one checkpoint once every part of it is there, and never offered before."""
     nodes = [machine(), machine()]
     code = """
         rank = sys.argv[1]
@@ -305,3 +363,106 @@ def test_what_cannot_be_is_refused_before_the_command_runs(machine: Machines, tm
         assert said.returncode in (2, 125), said
         assert words in said.stderr
     assert not ran.exists()
+
+
+def mounted(machine: Machine, *options: str) -> Path:
+    """Mount the job, as a person does who starts training by other means."""
+    place = machine.top / "out"
+    place.mkdir(exist_ok=True)
+    said = machine.cli("mount", "job", str(place), *options)
+    assert said.returncode == 0, said.stderr
+    return place
+
+
+def unmounted(machine: Machine, place: Path) -> None:
+    said = machine.cli("umount", str(place))
+    assert said.returncode == 0, said.stderr
+    assert not is_mounted(place)
+
+
+def test_a_mount_copies_what_is_saved_into_it_and_goes_on_with_what_it_left(machine: Machines, faulty: Proxy) -> None:
+    here = machine()
+    here.expect_log(DOWN)
+    place = mounted(here, "--replicate", "lake")
+    (place / "a").write_bytes(b"a" * 1000)
+    here.wait_copied("job", 1)
+    faulty.decide = lambda method, path, count: 503
+    (place / "b").write_bytes(b"b" * 1000)
+    here.wait_for("job", 2)
+    unmounted(here, place)
+    assert here.standing("job")[0] == "replicated"
+    assert here.standing("job")[1] in ("waiting", "uploading 0 %")
+    faulty.decide = lambda method, path, count: None
+    place = mounted(here)
+    here.wait_copied("job", 2)
+    unmounted(here, place)
+
+
+def test_a_mount_takes_replication_back_and_refuses_what_cannot_be(machine: Machines, faulty: Proxy) -> None:
+    here = machine()
+    for name, words in (("sea", "Unknown storage connection: sea"), ("none", None)):
+        place = here.top / "out"
+        place.mkdir(exist_ok=True)
+        said = here.cli("mount", "job", str(place), "--replicate", name)
+        assert (said.returncode == 0) is (words is None), said.stderr
+        if words is None:
+            unmounted(here, place)
+        else:
+            assert (one_line(said.stderr), words in said.stderr, is_mounted(place)) == (True, True, False)
+    place = mounted(here, "--replicate", "lake")
+    unmounted(here, place)
+    place = mounted(here, "--replicate", "none")
+    (place / "a").write_bytes(b"a")
+    here.wait_for("job", 1)
+    unmounted(here, place)
+    assert here.standing("job") == ["local"]
+    assert not [path for path in faulty.sent() if "/d/" in path]
+
+
+def test_a_mount_copies_into_a_directory_and_another_reads_its_input_from_there(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    machines = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        connection = Connection("lake", Provider.FILE, 1, root=str(tmp_path / "archive"))
+        machines.append(Machine(tmp_path / name, connection, "shared"))
+        machines[-1].attach()
+    here, there = machines
+    place = mounted(here, "--replicate", "lake")
+    (place / "step_1").mkdir()
+    (place / "step_1" / "weights").write_bytes(b"w" * 1000)
+    here.wait_copied("job", 1)
+    unmounted(here, place)
+    place = mounted(there, "--input", "job/step_1")
+    (found,) = there.committed("job")
+    source = place / ".checkpoints" / "by-id" / found.id
+    assert (source / "weights").read_bytes() == b"w" * 1000
+    wait_until("it is here", lambda: there.standing("job") == ["replicated"])
+    unmounted(there, place)
+    assert here.close() + there.close() == []
+
+
+def test_browse_shows_what_other_machines_have_put_there_and_fetches_what_is_opened(
+    machine: Machines, faulty: Proxy
+) -> None:
+    here, there = machine(), machine()
+    there.expect_log("a file cannot be fetched")
+    save = "(out / 'a').mkdir(); (out / 'a/x').write_bytes(b'x' * 99); (out / 'a/y').write_bytes(b'y')"
+    assert here.run("job", "--replicate", "lake", command=python(save)).returncode == 0
+    assert there.cli("storage", "sync", "lake").returncode == 0
+    place = there.top / "all"
+    place.mkdir()
+    said = there.cli("browse", str(place))
+    assert said.returncode == 0, said.stderr
+    shown = place / "job" / "by-name" / "a@1"
+    wait_until("it is shown", shown.exists)
+    assert {path.name: path.stat().st_size for path in shown.iterdir()} == {"x": 99, "y": 1}
+    faulty.decide = lambda method, path, count: 403 if "/d/" in path else None
+    with pytest.raises(OSError) as refused:  # noqa: PT011
+        (shown / "x").read_bytes()
+    assert refused.value.errno == errno.EIO
+    faulty.decide = lambda method, path, count: None
+    assert (shown / "x").read_bytes() == b"x" * 99
+    assert (shown / "y").read_bytes() == b"y"
+    wait_until("it is here", lambda: there.standing("job") == ["replicated"])
+    unmounted(there, place)

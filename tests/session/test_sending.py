@@ -91,10 +91,12 @@ def objects(tmp_path: Path) -> list[str]:
     "point", ["share:data", "share:data:sent", "replicate:settle", "replicate:part", "replicate:note", "share:decide"]
 )
 def test_a_copy_that_was_cut_off_is_gone_on_with(store: Store, machines: Machines, tmp_path: Path, point: str) -> None:
+    """S24: what was cut off is never listed anywhere as a checkpoint."""
     found = commit(store, "a", BYTES)
     with install(crash_at(point)), pytest.raises(Crash):
         sender(store).send(found.id)
     assert stage(store, found) in (Stage.WAITING, Stage.UPLOADING)
+    assert machines().checkpoints() == []
     done = sync(store, "lake", {})
     assert (done.copied, done.left) == (1, {})
     assert stage(store, found) is Stage.REPLICATED
@@ -190,8 +192,8 @@ def test_fetching_that_was_cut_off_is_gone_on_with(store: Store, machines: Machi
     digest = other.manifest(listed.id).entries[0].digest
     half_made, old = (other.layout.incoming / f"fetch-{one}" for one in (digest, "0" * 64))
     for path in (half_made, old):
-        path.mkdir()
-        (path / ".x.partial").write_bytes(b"half")
+        path.mkdir(exist_ok=True)
+        (path / "bytes.part").write_bytes(b"half")
     os.utime(old, (1, 1))
     other.recover()
     told: list[tuple[int, int]] = []
@@ -201,7 +203,24 @@ def test_fetching_that_was_cut_off_is_gone_on_with(store: Store, machines: Machi
     assert list(other.layout.incoming.iterdir()) == []
 
 
+def test_what_was_fetched_before_its_process_died_is_not_fetched_again(
+    store: Store, machines: Machines, tmp_path: Path
+) -> None:
+    found = commit(store, "a", {"weights": b"w" * 1000})
+    sync(store, "lake", {})
+    other = machines()
+    (listed,) = other.checkpoints()
+    with install(crash_at("bring:receive")), pytest.raises(Crash):
+        bring(other, listed, {})
+    (there,) = [one for one in (tmp_path / "archive").rglob("*") if one.is_file() and "/d/" in str(one)]
+    there.unlink()
+    assert bring(other, listed, {}).remote is None
+    assert other.manifest(found.id).entries == store.manifest(found.id).entries
+    assert list(other.layout.incoming.iterdir()) == []
+
+
 def test_what_a_person_deletes_goes_there_too_and_from_other_machines(store: Store, machines: Machines) -> None:
+    """S26: what a person deletes goes there, too, once it is out of the trash."""
     other = machines()
     found = commit(store, "a", BYTES)
     sync(store, "lake", {})

@@ -10,15 +10,18 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from fuse_ckpt import faults
 from fuse_ckpt.errors import Corrupt, CorruptBlob, NotFound, StorageFailed, UnknownCheckpoint, UsageError, Withdrawn
 from fuse_ckpt.model import Entry, Kind, Metadata
 from fuse_ckpt.sharing import Decision, GroupState, PartFile, SharedStore, group_of, packing, removing, state_of
 from fuse_ckpt.sharing.documents import written
-from fuse_ckpt.transfer import Remote, Stop, run
+from fuse_ckpt.sharing.values import Pack
+from fuse_ckpt.transfer import Place, Remote, Stop, run
 from tests.dying import Crash
-from tests.sharing.conftest import JOB, NS, MakeNode, bytes_of, established, keys_below, probed
+from tests.sharing.conftest import JOB, NS, MakeNode, Node, bytes_of, established, keys_below, probed
+from tests.transfer.seaweed import Seaweed
 
 DAY_NS = 86_400 * 10**9
 
@@ -181,6 +184,7 @@ def test_of_ranks_that_end_at_once_the_last_one_decides(node: MakeNode, shared: 
 
 
 def test_of_many_who_decide_at_once_one_wins_and_all_adopt_it(node: MakeNode, shared: SharedStore) -> None:
+    """S27: decided once, for all machines."""
     for number in range(6):
         for rank in range(2):
             group = node(rank, 2).save(f"step-{number}", {f"{rank}": b"1"}).group
@@ -433,6 +437,66 @@ def test_a_pack_spares_a_new_machine_the_single_requests(
     shared.delete(JOB, [part.group for part in parts], grace_ns=-DAY_NS)
     shared.reap(JOB, NS)
     assert keys_below(shared, remote, "s") == [pack]  # it cannot be read, and is left alone
+
+
+def test_whoever_had_to_ask_for_many_spares_it_the_next_one(
+    node: MakeNode, shared: SharedStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 3)
+    one = node()
+    ids = []
+    for number in range(4):
+        part = one.save(f"step-{number}", {})
+        shared.reconcile(JOB, part.group)
+        ids.append(part.local)
+    damaged = shared.place.key(f"j/{JOB}/c/{one.group('step-9')}.json")
+    for what in (b"{}", b"\xff\xfe"):
+        remote.put(damaged, what)
+        found = SharedStore(remote, shared.place)
+        assert [decision.id for decision in found.list(JOB)] == ids
+    assert len(keys_below(shared, remote, "s")) == 1
+    remote.delete([damaged])
+    with counted(monkeypatch) as asked:
+        assert [decision.id for decision in SharedStore(remote, shared.place).list(JOB)] == ids
+    assert [key for key in asked if "/c/" in key] == []
+
+
+def test_packs_that_many_made_at_once_become_few(
+    node: MakeNode, shared: SharedStore, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 1)
+    one = node()
+    texts = {}
+    for number in range(4):
+        part = one.save(f"step-{number}", {})
+        shared.reconcile(JOB, part.group)
+        data = remote.get(shared.place.key(f"j/{JOB}/c/{part.group}.json"), 1 << 20)
+        assert data is not None
+        texts[part.group] = data.decode()
+    groups = sorted(texts)
+    for some in (groups, groups[:3], groups[1:], groups[:1]):
+        made = written(Pack({group: texts[group] for group in some}))
+        remote.put(shared.place.key(f"j/{JOB}/s/{blake3(made).hexdigest(length=16)}.json"), made)
+    assert len(keys_below(shared, remote, "s")) == 4
+    shared.reap(JOB, NS)
+    assert len(keys_below(shared, remote, "s")) == 1
+    with counted(monkeypatch) as asked:
+        assert len(SharedStore(remote, shared.place).list(JOB)) == 4
+    assert [key for key in asked if "/c/" in key] == []
+
+
+def test_whoever_may_only_read_lists_all_the_same(
+    seaweed: Seaweed, place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 1)
+    remote = seaweed.remote()
+    shared = established(SharedStore(remote, place))
+    one = Node(shared, tmp_path / "node")
+    part = one.save("a", {})
+    shared.reconcile(JOB, part.group)
+    reader = SharedStore(seaweed.remote(file=seaweed.reader), place)
+    assert [decision.id for decision in reader.list(JOB)] == [part.local]
+    assert keys_below(shared, remote, "s") == []
 
 
 def test_names_of_any_bytes_come_back(node: MakeNode, shared: SharedStore, remote: Remote, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from fuse_ckpt.model import Checkpoint, Entry, InodeKey, Kind, Metadata, NewCheckpoint, Shape, Unit
@@ -39,6 +40,16 @@ def commit(store: Store, name: str, files: dict[str, bytes], *, job: str = "job"
         fields = {"node": "0", "created_ns": time.time_ns(), "metadata": Metadata(), **more}
         unit = Unit(name, Shape.FLAT if name else Shape.ROOT)
         return store.publish(NewCheckpoint(job, unit, entries=tuple(entries), sealed=tuple(sealed), **fields))  # type: ignore[arg-type]
+
+
+def age(root: Path) -> None:
+    """Make of a store that nobody has open one of a version that replicated nothing yet."""
+    newer = ("outbox", "replicas", "generations", "sent", "held")
+    with lmdb.open(str(root / "index"), max_dbs=32, lock=False) as environment:
+        for name in newer:
+            with environment.begin(write=True) as transaction:
+                transaction.drop(environment.open_db(name.encode(), txn=transaction))
+    (root / "incoming").rmdir()
 
 
 @pytest.fixture

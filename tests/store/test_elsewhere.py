@@ -172,13 +172,19 @@ def test_a_part_that_was_deleted_becomes_nothing(store: Store, part: Checkpoint)
         store.merge(part.id, whole(part), THERE)
 
 
-def test_what_was_sent_is_known_for_the_next_time(store: Store) -> None:
+def test_what_was_sent_is_known_for_the_next_time(store: Store, save: Save) -> None:
     one, two = blake3(b"1").hexdigest(), blake3(b"2").hexdigest()
-    store.note_sent("lake", "job", {one: "d/1", two: "d/2"})
+    store.ensure_job("job", 1)
+    store.replicate("job", Replication("lake"))
+    head = save(store, "step-1", {"a": b"1", "b": b"2"})
+    store.note_sent("lake", head, {one: "d/1", two: "d/2"})
     assert store.sent("lake", "job", [one, two]) == {one: "d/1", two: "d/2"}
     assert store.sent("lake", "other", [one]) == store.sent("sea", "job", [one]) == {}
     store.forget_sent("lake", "job", [one])
     assert store.sent("lake", "job", [one, two]) == {two: "d/2"}
+    store.delete([head.id])
+    store.note_sent("lake", head, {one: "d/1"})
+    assert store.sent("lake", "job", [one]) == {}, "nobody would come to forget it"
 
 
 @pytest.fixture
