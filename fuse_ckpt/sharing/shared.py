@@ -244,3 +244,22 @@ class SharedStore:
         removing.forget(self._registers, job)
         self._pack(job)
         return found
+
+    # the catalog, a table that others read
+
+    @property
+    def catalog(self) -> Place:
+        return Place(self.place.bucket, self.place.key(keys.CATALOG))
+
+    def has_catalog(self) -> bool:
+        """Whether there is anything of one. One request."""
+        return bool(self._remote.some(self.catalog.prefix))
+
+    def drop_catalog(self) -> None:
+        """Take away all that there is of it."""
+        self.open()
+        self._remote.delete(sorted(self._remote.list(self.catalog.prefix)))
+
+    def decision_key(self, job: str, group: str) -> str:
+        """Where the decision on a group lies, below this store's place."""
+        return f"{keys.job_prefix(job)}/{keys.decision_key(group)}"
