@@ -49,7 +49,7 @@ def packed_rows(batch: RecordBatch) -> Iterator[tuple[str, bytes]]:
     """The rows of a part of a table: id, and the row as msgpack. Errors: TypeError, ValueError (not of our types)."""
     columns = [_values(batch, name) for name in NAMES]
     for values in zip(*columns, strict=True):
-        yield values[0], pack(msgspec.convert(dict(zip(NAMES, values, strict=True)), Row))
+        yield values[0], pack(msgspec.convert(values, Row))
 
 
 def pack(row: Row) -> bytes:

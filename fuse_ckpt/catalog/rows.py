@@ -10,7 +10,7 @@ from fuse_ckpt.wording import visible
 _INT64 = range(-(2**63), 2**63)
 
 
-class Row(Struct, frozen=True):
+class Row(Struct, frozen=True, array_like=True):
     """One committed checkpoint. Times: microseconds since the epoch, UTC. None: it does not say.
 
     `version`: of the library that wrote it; `format`: how its weights are stored; `created`: the last close of a

@@ -7,7 +7,7 @@ So no row is doubled, and none that another process has added since is taken awa
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from random import uniform
 from typing import TYPE_CHECKING
@@ -163,12 +163,13 @@ def _compare(table: Table, wanted: Mapping[str, bytes], jobs: Sequence[str]) -> 
     return found
 
 
-def _all(table: Table, wanted: Mapping[str, bytes], jobs: Sequence[str]) -> Iterator[bytes]:
-    """The rows of the next version: those of other jobs stay as they are."""
-    if jobs:
-        for _, row in table.rows(f"job NOT IN ({_quoted(jobs)})"):
-            yield row
-    yield from wanted.values()
+def _all(table: Table, wanted: Mapping[str, bytes], jobs: Sequence[str]) -> list[bytes]:
+    """The rows of the next version: those of other jobs stay as they are.
+
+    All of them are read before any is written: deltalake cannot do both at once.
+    """
+    others = [row for _, row in table.rows(f"job NOT IN ({_quoted(jobs)})")] if jobs else []
+    return [*others, *wanted.values()]
 
 
 def _tidy(table: Table) -> None:

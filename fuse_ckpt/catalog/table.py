@@ -23,6 +23,7 @@ DESCRIPTION = "One row a checkpoint. Made by fuse-ckpt from its decisions, which
 FILES = 100  # more of them are put together: each append leaves one
 KEPT = 7 * 24  # hours that a file which no version has any more is kept for those who read an older one
 
+_RAISED = (DeltaError, OSError, TypeError, ValueError)
 _ONCE = CommitProperties(max_commit_retries=0)
 
 
@@ -110,7 +111,9 @@ class Table:
         """What deltalake raises, as one of our errors: its messages hold URLs and answers."""
         try:
             yield
-        except (DeltaError, OSError, TypeError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, _RAISED) and type(error) is not Exception:  # arro3 raises just that
+                raise
             said = self._access.complaint(str(error))
             if said is not None:
                 raise said from None

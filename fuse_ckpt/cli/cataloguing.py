@@ -41,22 +41,21 @@ def sync(settings: Settings, name: str | None, jobs: tuple[str, ...], rebuild: b
     from fuse_ckpt import session
 
     with access.existing_store(settings) as store:
-        if store is None:
-            raise UnknownConnection(name or "none is there")
-        name = name or _only_one(store)
+        if store is None and name is not None:
+            raise UnknownConnection(name)
+        if store is None or (name := name or _only_one(store)) is None:
+            raise UsageError("No object store is attached: fuse-ckpt storage attach NAME first.")
         done = session.sync_catalog(store, name, settings.environment, jobs=jobs, rebuild=rebuild, patience=patience)
     for problem in done.problems:
         click.echo(formats.visible(f"Not in it: {problem}"), err=True)
     click.echo(formats.visible(f"{done.uri}: {_words(done)}"))
 
 
-def _only_one(store: Store) -> str:
+def _only_one(store: Store) -> str | None:
     attached = [one.name for one in store.connections() if one.attached is not None]
-    if not attached:
-        raise UsageError("No object store is attached: fuse-ckpt storage attach NAME first.")
     if len(attached) > 1:
         raise UsageError(f"Several object stores are attached ({', '.join(attached)}): say --storage-provider NAME.")
-    return attached[0]
+    return next(iter(attached), None)
 
 
 def _words(done: Brought) -> str:

@@ -93,7 +93,7 @@ class Appending:
         self._name = name
         self._environment = environment
         self._waiting: dict[tuple[str, str], None] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._not_before = 0.0
         self._looked: tuple[bool, float] | None = None  # whether there is a catalog, and when to look again
 
@@ -126,14 +126,16 @@ class Appending:
         return self._looked[0]
 
     def _is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        self.processes = [one for one in self.processes if one.poll() is None]
+        return bool(self.processes)
 
     def _start(self) -> None:
         self._not_before = time.monotonic() + APART
         options = CatalogOptions(
             str(self._store.layout.root), self._name, dict(self._environment), PATIENCE, groups=tuple(self._waiting)
         )
-        self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/")
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as told:
+        process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/")
+        self.processes.append(process)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as told:
             told.write(msgspec.json.encode(options) + b"\n")
