@@ -137,7 +137,7 @@ def _wanted(shared: SharedStore, table: Table | None, jobs: Sequence[str]) -> di
     for job in jobs or there:
         if job not in there and (table is None or next(table.rows(f"job IN ({_quoted([job])})"), None) is None):
             raise UnknownJob(job)
-        for decision in shared.list(job):
+        for decision in shared.each(job):
             found[decision.id] = columns.pack(row_of(decision, shared.decision_key(job, decision.group)))
     return found
 

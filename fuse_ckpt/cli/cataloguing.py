@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fuse_ckpt.catalog import Brought
     from fuse_ckpt.store import Store
 
+_NONE = "No object store is attached: fuse-ckpt storage attach NAME first."
+
 
 @click.group("catalog", short_help="A table of what object stores hold.")
 def catalog() -> None:
@@ -41,21 +43,22 @@ def sync(settings: Settings, name: str | None, jobs: tuple[str, ...], rebuild: b
     from fuse_ckpt import session
 
     with access.existing_store(settings) as store:
-        if store is None and name is not None:
-            raise UnknownConnection(name)
-        if store is None or (name := name or _only_one(store)) is None:
-            raise UsageError("No object store is attached: fuse-ckpt storage attach NAME first.")
+        if store is None:
+            raise UnknownConnection(name) if name else UsageError(_NONE)
+        name = name or _only_one(store)
         done = session.sync_catalog(store, name, settings.environment, jobs=jobs, rebuild=rebuild, patience=patience)
     for problem in done.problems:
         click.echo(formats.visible(f"Not in it: {problem}"), err=True)
     click.echo(formats.visible(f"{done.uri}: {_words(done)}"))
 
 
-def _only_one(store: Store) -> str | None:
+def _only_one(store: Store) -> str:
     attached = [one.name for one in store.connections() if one.attached is not None]
+    if not attached:
+        raise UsageError(_NONE)
     if len(attached) > 1:
         raise UsageError(f"Several object stores are attached ({', '.join(attached)}): say --storage-provider NAME.")
-    return next(iter(attached), None)
+    return attached[0]
 
 
 def _words(done: Brought) -> str:

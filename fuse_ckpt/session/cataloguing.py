@@ -92,10 +92,10 @@ class Appending:
         self._store = store
         self._name = name
         self._environment = environment
-        self._waiting: dict[tuple[str, str], None] = {}
         self.processes: list[subprocess.Popen[bytes]] = []
+        self._waiting: dict[tuple[str, str], None] = {}
         self._not_before = 0.0
-        self._looked: tuple[bool, float] | None = None  # whether there is a catalog, and when to look again
+        self._is_wanted = False  # by the last look
 
     def add(self, job: str, group: str) -> None:
         """A group that was decided just now."""
@@ -105,25 +105,20 @@ class Appending:
         """Have the rows written that wait, if it is time for it, and somebody has made a catalog."""
         if not self._waiting or time.monotonic() < self._not_before or self._is_running():
             return
+        self._not_before = time.monotonic() + LOOK
         try:
-            if self._is_wanted(shared):
+            self._is_wanted = catalog.is_installed() and shared.has_catalog()
+            if self._is_wanted:
                 self._start()
-            self._waiting.clear()
-        except (FuseCkptError, OSError) as error:
-            self._not_before = time.monotonic() + LOOK
+            self._waiting.clear()  # who makes a catalog from now on finds them
+        except Exception as error:  # whatever it is, copies are what matters
             _log.info("the catalog in %s is not written to now: %s", self._name, error)
 
     def finish(self) -> None:
         """Have written what waits, and wait for nothing."""
-        if self._waiting and self._looked is not None and self._looked[0]:
+        if self._waiting and self._is_wanted:
             with suppress(OSError):
                 self._start()
-
-    def _is_wanted(self, shared: SharedStore) -> bool:
-        now = time.monotonic()
-        if self._looked is None or now >= self._looked[1]:
-            self._looked = (catalog.is_installed() and shared.has_catalog(), now + LOOK)
-        return self._looked[0]
 
     def _is_running(self) -> bool:
         self.processes = [one for one in self.processes if one.poll() is None]

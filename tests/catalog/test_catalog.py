@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -292,18 +291,3 @@ def test_who_may_only_read_is_told_so(seaweed: Seaweed, place: Place, node: Make
         sync(SharedStore(reader, shared.place), access)
     assert "\n" not in str(caught.value)
     assert not shared.has_catalog()
-
-
-def test_secrets_are_in_no_message(seaweed: Seaweed) -> None:
-    access = access_of(seaweed.connection(), Place("models", "x"), {}, 5.0)
-    secret = access.options["AWS_SECRET_ACCESS_KEY"]
-    assert secret in seaweed.admin.read_text()
-    assert secret not in f"{access} {access!r} {access.complaint('status code: 403')}"
-
-
-def test_a_directory_that_deltalake_cannot_address_is_refused(tmp_path: Path) -> None:
-    from fuse_ckpt.model import Connection, Provider
-
-    known = Connection("disk", Provider.FILE, 1, root=str(tmp_path / "a%41"))
-    with pytest.raises(UsageError, match="another directory"):
-        access_of(known, Place("", "x"), {}, 5.0)

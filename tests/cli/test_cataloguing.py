@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,7 +14,14 @@ from deltalake import DeltaTable
 from fuse_ckpt.model import Metadata, Replication
 from fuse_ckpt.session.pace import Left, Pace
 from fuse_ckpt.session.uploader import Uploader
+from tests.sharing.careless import Careless, careless_store
 from tests.transfer.seaweed import BUCKET, Seaweed
+
+
+@pytest.fixture
+def careless(tmp_path: Path) -> Iterator[Careless]:
+    with careless_store(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
@@ -182,3 +190,30 @@ def test_a_catalog_that_cannot_be_written_is_in_nobodys_way(lake: Any, shelf: An
     assert ended(one) == [0]
     assert shelf.store.outbox() == {}
     assert lake("checkpoint", "wait", found.id, "--status", "replicated").code == 0
+
+
+def test_an_object_store_for_one_machines_use_has_one_writer_of_its_catalog(
+    program: Any, careless: Careless, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = careless.remote().connection
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1/")
+    given = ["--endpoint", str(known.endpoint), "--bucket", BUCKET, "--credentials-file", str(known.credentials_file)]
+    assert program("storage", "create", "careless", "--provider", "s3", *given).code == 0
+    assert program("storage", "attach", "careless", "--exclusive").code == 0
+    shelf.store.ensure_job("digits", 1)
+    shelf.store.replicate("digits", Replication("careless"))
+    save(shelf, 1)
+    assert program("storage", "sync", "careless").code == 0
+    assert program("catalog", "sync").out.endswith("made, 1 row\n")
+    elsewhere = ("--store", str(tmp_path / "elsewhere"))
+    assert program(*elsewhere, "storage", "create", "careless", "--provider", "s3", *given).code == 0
+    assert program(*elsewhere, "storage", "attach", "careless").code == 0
+    said = program(*elsewhere, "catalog", "sync")
+    assert (said.code, said.err.count("\n"), "exclusive use" in said.err) == (1, 1, True), said
+
+
+def test_another_process_at_it_is_waited_for_and_then_said(lake: Any, shelf: Any) -> None:
+    lock = shelf.store.lock_catalog("lake")
+    with lock:
+        said = lake("catalog", "sync", "--patience", "0.5")
+    assert (said.code, said.err.count("\n"), "Another process is writing the catalog" in said.err) == (5, 1, True)
