@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -40,9 +39,19 @@ NAMES = Row.__struct_fields__
 SCHEMA = Schema([Field(name, _TYPES.get(name, DataType.string()), nullable=name in _NULLABLE) for name in NAMES])
 
 
-def reader(packed: Iterable[bytes]) -> RecordBatchReader:
-    """The rows, each as msgpack, as what a table is written from."""
-    return RecordBatchReader.from_batches(SCHEMA, _batches(iter(packed)))
+def reader(packed: list[bytes]) -> RecordBatchReader:
+    """The rows, each as msgpack, as what a table is written from; `packed` is empty then, so that they are held once.
+
+    All of them are made before any is written: what deltalake had to call us for, in a thread of its own, would wait
+    for whoever reads another table in the meantime, and that one for the thread.
+    """
+    decoder = msgspec.msgpack.Decoder(Row)
+    batches = []
+    while packed:
+        rows = [decoder.decode(one) for one in packed[-BATCH:]]
+        del packed[-BATCH:]
+        batches.append(RecordBatch.from_arrays([_array(name, rows) for name in NAMES], schema=SCHEMA))
+    return RecordBatchReader.from_batches(SCHEMA, batches)
 
 
 def packed_rows(batch: RecordBatch) -> Iterator[tuple[str, bytes]]:
@@ -55,12 +64,6 @@ def packed_rows(batch: RecordBatch) -> Iterator[tuple[str, bytes]]:
 def pack(row: Row) -> bytes:
     """The row in a tenth of the memory; the same bytes for the same row."""
     return msgspec.msgpack.encode(row)
-
-
-def _batches(packed: Iterator[bytes]) -> Iterator[RecordBatch]:
-    decoder = msgspec.msgpack.Decoder(Row)
-    while some := [decoder.decode(one) for one in islice(packed, BATCH)]:
-        yield RecordBatch.from_arrays([_array(name, some) for name in NAMES], schema=SCHEMA)
 
 
 def _array(name: str, rows: Sequence[Row]) -> Array:

@@ -90,22 +90,21 @@ def _sync_once(shared: SharedStore, table: Table, jobs: Sequence[str], rebuild: 
     shared.problems.clear()
     wanted = _wanted(shared, table if there else None, jobs)
     problems = tuple(shared.problems)
-    if not there:
-        table.create(wanted.values())
-        return Brought(table.uri, len(wanted), added=len(wanted), made=True, problems=problems)
-    if rebuild:
-        table.replace(wanted.values())
+    count = len(wanted)
+    if not there or rebuild:
+        write = table.replace if there else table.create
+        write(_taken(wanted))
         _tidy(table)
-        return Brought(table.uri, len(wanted), added=len(wanted), made=True, problems=problems)
+        return Brought(table.uri, count, added=count, made=True, problems=problems)
     found = _compare(table, wanted, jobs)
     if found.replaced or found.removed:
-        table.replace(_all(table, wanted, jobs))
+        others = _others(table, jobs)  # before any is written: deltalake cannot do both at once
+        table.replace([*others, *_taken(wanted)])
     elif found.fresh:
-        table.append(wanted[one] for one in found.fresh)
-    count = table.count()
+        table.append([wanted[one] for one in found.fresh])
     if found.replaced or found.removed or found.fresh:
         _tidy(table)
-    return Brought(table.uri, count, len(found.fresh), found.replaced, found.removed, problems=problems)
+    return Brought(table.uri, table.count(), len(found.fresh), found.replaced, found.removed, problems=problems)
 
 
 def _append_once(shared: SharedStore, table: Table, groups: Sequence[tuple[str, str]]) -> int:
@@ -123,7 +122,7 @@ def _append_once(shared: SharedStore, table: Table, groups: Sequence[tuple[str, 
     known = {one for one, _ in table.rows(f"id IN ({_quoted(rows)})")}
     fresh = rows.keys() - known
     if fresh:
-        table.append(rows[one] for one in sorted(fresh))
+        table.append([rows[one] for one in sorted(fresh)])
         _tidy(table)
     return len(fresh)
 
@@ -163,13 +162,16 @@ def _compare(table: Table, wanted: Mapping[str, bytes], jobs: Sequence[str]) -> 
     return found
 
 
-def _all(table: Table, wanted: Mapping[str, bytes], jobs: Sequence[str]) -> list[bytes]:
-    """The rows of the next version: those of other jobs stay as they are.
+def _others(table: Table, jobs: Sequence[str]) -> list[bytes]:
+    """The rows that stay as they are, where only some jobs are asked for."""
+    return [row for _, row in table.rows(f"job NOT IN ({_quoted(jobs)})")] if jobs else []
 
-    All of them are read before any is written: deltalake cannot do both at once.
-    """
-    others = [row for _, row in table.rows(f"job NOT IN ({_quoted(jobs)})")] if jobs else []
-    return [*others, *wanted.values()]
+
+def _taken(wanted: dict[str, bytes]) -> list[bytes]:
+    """The rows, which are held by nobody else any more."""
+    rows = list(wanted.values())
+    wanted.clear()
+    return rows
 
 
 def _tidy(table: Table) -> None:

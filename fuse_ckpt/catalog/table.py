@@ -7,7 +7,7 @@ primitive that decides on checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deltalake import CommitProperties, DeltaTable, write_deltalake
@@ -32,7 +32,7 @@ class Outrun(Exception):
 
 
 class Table:
-    """The table at `access.uri`, as of when it was loaded.
+    """The table at `access.uri`, as of when it was loaded. Rows that are written are taken: their list is empty then.
 
     Errors of all methods: StorageFailed (the object store does not do what it was asked for), Corrupt (what lies
     there cannot be read; it can be made anew).
@@ -72,7 +72,7 @@ class Table:
         with self._told():
             return self._loaded.count()
 
-    def create(self, rows: Iterable[bytes]) -> None:
+    def create(self, rows: list[bytes]) -> None:
         """Make it, with these rows. Errors: Outrun (it is there)."""
         with self._told():
             write_deltalake(
@@ -81,12 +81,12 @@ class Table:
             )  # fmt: skip
             self._table = DeltaTable(self._access.uri, storage_options=self._access.options)
 
-    def append(self, rows: Iterable[bytes]) -> None:
+    def append(self, rows: list[bytes]) -> None:
         """Errors: Outrun."""
         with self._told():
             write_deltalake(self._loaded, columns.reader(rows), mode="append", commit_properties=_ONCE)
 
-    def replace(self, rows: Iterable[bytes]) -> None:
+    def replace(self, rows: list[bytes]) -> None:
         """Have these rows, and no others, from the next version on. Errors: Outrun."""
         with self._told():
             write_deltalake(
