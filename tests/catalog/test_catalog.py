@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -20,7 +21,7 @@ from fuse_ckpt.errors import Corrupt, PermissionRefused, UnknownJob, UsageError
 from fuse_ckpt.model import Metadata
 from fuse_ckpt.sharing import SharedStore
 from fuse_ckpt.transfer import Access, Place, Remote, access_of
-from tests.sharing.conftest import JOB, NS, MakeNode, Node
+from tests.sharing.conftest import JOB, NS, MakeNode, Node, established
 from tests.transfer.seaweed import NOWHERE, Seaweed
 
 Rows = list[dict[str, Any]]
@@ -281,13 +282,12 @@ def test_damaged_decisions_are_named_and_have_no_row(
     assert ids(access) == listed(shared)
 
 
-def test_who_may_only_read_is_told_so(seaweed: Seaweed, place: Place, node: MakeNode, shared: SharedStore) -> None:
-    if shared.place.bucket == "":
-        return  # a directory has no such credentials
-    save(node(), "checkpoint-1")
+def test_who_may_only_read_is_told_so(seaweed: Seaweed, place: Place, tmp_path: Path) -> None:
+    shared = established(SharedStore(seaweed.remote(), place))
+    save(Node(shared, tmp_path / "node"), "checkpoint-1")
     reader = seaweed.remote(file=seaweed.reader)
     access = access_of(reader.connection, shared.catalog, NOWHERE, 5.0)
     with pytest.raises(PermissionRefused) as caught:
-        sync(SharedStore(reader, shared.place), access)
+        sync(SharedStore(reader, place), access)
     assert "\n" not in str(caught.value)
     assert not shared.has_catalog()
