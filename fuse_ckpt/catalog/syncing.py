@@ -94,7 +94,7 @@ def _sync_once(shared: SharedStore, table: Table, jobs: Sequence[str], rebuild: 
     if not there or rebuild:
         write = table.replace if there else table.create
         write(_taken(wanted))
-        _tidy(table)
+        _tidy(table, sweep=there)
         return Brought(table.uri, count, added=count, made=True, problems=problems)
     found = _compare(table, wanted, jobs)
     if found.replaced or found.removed:
@@ -103,7 +103,7 @@ def _sync_once(shared: SharedStore, table: Table, jobs: Sequence[str], rebuild: 
     elif found.fresh:
         table.append([wanted[one] for one in found.fresh])
     if found.replaced or found.removed or found.fresh:
-        _tidy(table)
+        _tidy(table, sweep=True)
     return Brought(table.uri, table.count(), len(found.fresh), found.replaced, found.removed, problems=problems)
 
 
@@ -123,7 +123,7 @@ def _append_once(shared: SharedStore, table: Table, groups: Sequence[tuple[str, 
     fresh = rows.keys() - known
     if fresh:
         table.append([rows[one] for one in sorted(fresh)])
-        _tidy(table)
+        _tidy(table, sweep=False)
     return len(fresh)
 
 
@@ -174,12 +174,12 @@ def _taken(wanted: dict[str, bytes]) -> list[bytes]:
     return rows
 
 
-def _tidy(table: Table) -> None:
+def _tidy(table: Table, *, sweep: bool) -> None:
     """Best effort: the rows are as they are to be."""
     from .table import Outrun
 
     with suppress(Outrun, StorageFailed, Corrupt):
-        table.tidy()
+        table.tidy(sweep=sweep)
 
 
 def _quoted(words: Collection[str]) -> str:

@@ -93,12 +93,14 @@ class Table:
                 self._loaded, columns.reader(rows), mode="overwrite", schema_mode="overwrite", commit_properties=_ONCE
             )
 
-    def tidy(self) -> None:
-        """Put many small files together, and remove what no version of the last days has. Errors: Outrun."""
+    def tidy(self, *, sweep: bool) -> None:
+        """Put many small files together. Then, or to `sweep`, remove what no version of the last days has; that is
+        looked for among all files. Errors: Outrun."""
         with self._told():
             if len(self._loaded.file_uris()) > FILES:
                 self._loaded.optimize.compact(commit_properties=_ONCE)
-            if self._loaded.vacuum(retention_hours=KEPT, dry_run=True):
+                sweep = True
+            if sweep and self._loaded.vacuum(retention_hours=KEPT, dry_run=True):
                 self._loaded.vacuum(retention_hours=KEPT, dry_run=False)
 
     @property
