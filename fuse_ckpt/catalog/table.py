@@ -100,8 +100,8 @@ class Table:
             if len(self._loaded.file_uris()) > FILES:
                 self._loaded.optimize.compact(commit_properties=_ONCE)
                 sweep = True
-            if sweep and self._loaded.vacuum(retention_hours=KEPT, dry_run=True):
-                self._loaded.vacuum(retention_hours=KEPT, dry_run=False)
+            if sweep and self._loaded.vacuum(retention_hours=KEPT, dry_run=True, full=True):
+                self._loaded.vacuum(retention_hours=KEPT, dry_run=False, full=True)
 
     @property
     def _loaded(self) -> DeltaTable:

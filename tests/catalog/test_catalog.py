@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from msgspec.structs import replace
 from fuse_ckpt.catalog import Row, append, columns, row_of, sync, table
 from fuse_ckpt.catalog.table import Outrun, Table
 from fuse_ckpt.errors import Corrupt, PermissionRefused, UnknownJob, UsageError
-from fuse_ckpt.model import Metadata
+from fuse_ckpt.model import Connection, Metadata, Provider
 from fuse_ckpt.sharing import SharedStore
 from fuse_ckpt.transfer import Access, Place, Remote, access_of
 from tests.sharing.conftest import JOB, NS, MakeNode, Node, established
@@ -291,3 +293,19 @@ def test_who_may_only_read_is_told_so(seaweed: Seaweed, place: Place, tmp_path: 
         sync(SharedStore(reader, place), access)
     assert "\n" not in str(caught.value)
     assert not shared.has_catalog()
+
+
+def test_files_that_no_version_has_go_after_a_week(tmp_path: Path) -> None:
+    known = Connection("disk", Provider.FILE, 1, root=str(tmp_path))
+    shared = established(SharedStore(Remote(known, "", NOWHERE), Place("", "x")))
+    access = access_of(known, shared.catalog, NOWHERE, 5.0)
+    group = save(Node(shared, tmp_path / "node"), "checkpoint-1")
+    sync(shared, access)
+    old, new = (tmp_path / f"x/catalog/part-{age}.parquet" for age in ("old", "new"))
+    for path, days in ((old, 8), (new, 6)):
+        path.write_bytes(b"of a writer that was killed")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    shared.tombstone(JOB, group, NS)
+    assert sync(shared, access).removed == 1
+    assert (old.exists(), new.exists()) == (False, True)
+    assert not sync(shared, access).changed
