@@ -11,6 +11,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from fuse_ckpt.cli import completion, examples, formats
+from fuse_ckpt.cli.cataloguing import catalog
 from fuse_ckpt.cli.checkpoint import checkpoint
 from fuse_ckpt.cli.contents import diff, show
 from fuse_ckpt.cli.doctor import doctor
@@ -54,7 +55,19 @@ def program(settings: Settings, store: Path | None, verbose: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="fuse-ckpt: %(message)s")
 
 
-for _command in (training, checkpoint, storage, mount, umount, browse, stats, doctor, index, completion.completion):
+for _command in (
+    training,
+    checkpoint,
+    storage,
+    catalog,
+    mount,
+    umount,
+    browse,
+    stats,
+    doctor,
+    index,
+    completion.completion,
+):
     program.add_command(_command)
 for _command in (show, diff, scan, verify, wait, watch, lineage, plot):
     checkpoint.add_command(_command)

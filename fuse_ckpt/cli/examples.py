@@ -125,6 +125,10 @@ EXAMPLES: Mapping[str, Examples] = {
         ("fuse-ckpt storage sync lake --job digits", "also what it saved before it replicated"),
     ),
     "storage delete": (("fuse-ckpt storage delete s3", "the connection; its objects stay"),),
+    "catalog sync": (
+        ("fuse-ckpt catalog sync", "then: duckdb -c \"SELECT … FROM delta_scan('s3://models/fuse-ckpt/catalog')\""),
+        ("fuse-ckpt catalog sync --rebuild", "where its files were lost"),
+    ),
     "training delete": (("fuse-ckpt training delete digits --dry-run", "what goes, and what that frees"),),
     "training fetch": (("fuse-ckpt training fetch digits --destination logs", "what is in no checkpoint"),),
     "checkpoint wait": (

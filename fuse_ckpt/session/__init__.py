@@ -1,7 +1,7 @@
 """The composition root: puts the rooms together into a mount, a training run, or an answer about this machine."""
 
 from fuse_ckpt.session.committing import CommitAnswer, commit
-from fuse_ckpt.session.elsewhere import Attached, Synced, attach, bring, detach, sync
+from fuse_ckpt.session.elsewhere import Attached, Synced, attach, bring, detach, sync, sync_catalog
 from fuse_ckpt.session.inputs import bring_apart, find_input
 from fuse_ckpt.session.machine import Finding, probe
 from fuse_ckpt.session.mounting import browse, mount, pending_units, statistics, umount, view
@@ -30,6 +30,7 @@ __all__ = [
     "run_training",
     "statistics",
     "sync",
+    "sync_catalog",
     "umount",
     "view",
 ]

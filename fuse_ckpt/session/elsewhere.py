@@ -4,11 +4,15 @@ mounts or lists pays nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from fuse_ckpt.model import Checkpoint
 from fuse_ckpt.store import Store
+
+if TYPE_CHECKING:
+    from fuse_ckpt.catalog import Brought
 
 PATIENCE = 20.0  # seconds that one request is tried again for
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -67,6 +71,21 @@ def sync(
     from fuse_ckpt.session import syncing
 
     return syncing.sync(store, name, environment, rate, patience, progress)
+
+
+def sync_catalog(
+    store: Store,
+    name: str,
+    environment: Mapping[str, str],
+    *,
+    jobs: tuple[str, ...] = (),
+    rebuild: bool = False,
+    patience: float = PATIENCE,
+) -> Brought:
+    """Bring the catalog of an object store to what its decisions say. See `cataloguing.sync`."""
+    from fuse_ckpt.session import cataloguing
+
+    return cataloguing.sync(store, name, environment, jobs, patience, rebuild=rebuild)
 
 
 def bring(

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from fuse_ckpt.errors import FuseCkptError
 from fuse_ckpt.model import Replica, Stage
 from fuse_ckpt.session import attaching
+from fuse_ckpt.session.cataloguing import Appending
 from fuse_ckpt.session.daemon import configure_logging
 from fuse_ckpt.session.elsewhere import PATIENCE
 from fuse_ckpt.session.pace import Left, Pace
@@ -62,10 +63,14 @@ class Uploader:
 
     def run(self) -> None:
         """Until somebody says to leave it at that. Errors: Left."""
-        while True:
-            generation = self._store.generation()
-            if not self._turn():
-                self._sleep(generation)
+        try:
+            while True:
+                generation = self._store.generation()
+                if not self._turn():
+                    self._sleep(generation)
+        finally:
+            for line in self._lines.values():
+                line.rows.finish()
 
     def _turn(self) -> bool:
         """Do one thing for each connection; False where there was nothing to do."""
@@ -101,6 +106,7 @@ class _Line:
         self._looks: dict[str, tuple[float, float]] = {}  # id → when to look again, and the pause after that
         self._refresh = 0.0
         self._reap = 0.0
+        self.rows = Appending(store, name, environment)
 
     def turn(self) -> bool:
         """Do the next thing that is due; False where nothing is. What goes wrong is said once, and tried again."""
@@ -117,6 +123,8 @@ class _Line:
         except Exception as error:  # whatever it is, the next one may go through, and training goes on
             self._fail(error, outbox)
             return False
+        if self._shared is not None:
+            self.rows.turn(self._shared)
         if self._failures:
             _log.info("%s answers again", self._name)
             self._failures, self._said = 0, ""
@@ -125,7 +133,7 @@ class _Line:
     def _next(self, outbox: Mapping[str, Replica]) -> bool:
         unsent = [one for one, replica in outbox.items() if replica.is_unsent]
         if unsent:  # the newest first: it is what a lost machine would be missed for
-            self._sender().send(unsent[-1])
+            self._send(unsent[-1], outbox[unsent[-1]])
             return True
         now = time.monotonic()
         for checkpoint, replica in outbox.items():
@@ -151,9 +159,18 @@ class _Line:
 
     def _look(self, checkpoint: str, replica: Replica) -> None:
         if replica.stage is not Stage.REMOVING:
-            self._sender().look(checkpoint)
+            self._send(checkpoint, replica)
         elif not self._sender().remove(checkpoint, replica):
             self._looks[checkpoint] = (time.monotonic() + REMOVE, LOOK[1])
+
+    def _send(self, checkpoint: str, replica: Replica) -> None:
+        """Bring it further. Where that made it a checkpoint, one of its nodes sees to the catalog."""
+        heads = self._store.known_among([checkpoint])
+        sender = self._sender()
+        found = sender.send(checkpoint) if replica.is_unsent else sender.look(checkpoint)
+        if found is not None and found.stage is Stage.REPLICATED and replica.rank == 0:
+            for head in heads:
+                self.rows.add(head.job, found.group)
 
     def _sender(self) -> Sender:
         return Sender(self._store, self._name, self._open(), self._pace)

@@ -11,6 +11,7 @@ from fuse_ckpt.errors import Corrupt, InvalidJobName
 from fuse_ckpt.model import check_job_name
 
 FORMAT = "fuse-ckpt.json"
+CATALOG = "catalog"  # a table about all this, which nothing here reads
 CLOCK = "clock"  # an object that is put anew to learn the object store's own time
 GROUP = r"\d{12,18}-[0-9a-f]{16}"
 DATA = rf"d/({GROUP})/(\d{{5}})/([0-9a-f]{{64}})"

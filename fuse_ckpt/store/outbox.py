@@ -140,6 +140,10 @@ class Outbox:
         """Be the only process that copies to a connection; None where another one does. Given back by its death."""
         return try_exclusive(self.layout.lock(f"upload-{storage}"))
 
+    def lock_catalog(self, storage: str) -> Lock | None:
+        """For who writes the catalog of a connection's object store; None while another process does."""
+        return try_exclusive(self.layout.lock(f"catalog-{storage}"))
+
     def known_for_upload(self, checkpoint: str) -> Checkpoint:
         """The checkpoint, if it is still to be copied. Errors: UnknownCheckpoint."""
 

@@ -7,6 +7,7 @@ from fuse_ckpt.transfer.connecting import PATIENCE
 from fuse_ckpt.transfer.copying import counter
 from fuse_ckpt.transfer.export import Exported, export
 from fuse_ckpt.transfer.fetch import Fetched, fetch
+from fuse_ckpt.transfer.foreign import FAMILIES, Access, access_of
 from fuse_ckpt.transfer.incoming import RemoteSource
 from fuse_ckpt.transfer.lanes import Stop, run
 from fuse_ckpt.transfer.local import LocalSource
@@ -20,8 +21,10 @@ from fuse_ckpt.transfer.selection import check_inside, chosen
 check_connection = connecting.check
 
 __all__ = [
+    "FAMILIES",
     "PATIENCE",
     "PROBE",
+    "Access",
     "Exported",
     "Fetched",
     "Found",
@@ -31,6 +34,7 @@ __all__ = [
     "Remote",
     "RemoteSource",
     "Stop",
+    "access_of",
     "check_checkpoint_name",
     "check_connection",
     "check_connection_name",

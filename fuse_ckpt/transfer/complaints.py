@@ -80,6 +80,18 @@ def complaint(said: str, where: Where, what: str) -> StorageFailed:
     return _silence(said, where) or _local(said, where, what)
 
 
+def answer_in(said: str, where: Where, what: str) -> StorageFailed | None:
+    """As `complaint`, of another client's words; None where they are not about the object store, or only of an object
+    that is not there, or shorter than was thought."""
+    status, code = _STATUS.search(said), _CODE.search(said)
+    names_bucket = code is not None and (code[1] or code[2]) in _NO_BUCKET
+    if status is not None and status[1] in ("404", "416") and not names_bucket:
+        return None
+    if status is not None or code is not None or _NO_CREDENTIALS.search(said):
+        return complaint(said, where, what)
+    return _silence(said, where)
+
+
 def _answer(status: int, code: str, said: str, where: Where, what: str) -> StorageFailed:
     """What an answer with a status other than success means."""
     shown = f"{status} {code}".strip()

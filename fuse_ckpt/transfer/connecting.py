@@ -26,7 +26,7 @@ CONNECT_TIMEOUT = 10.0  # seconds
 
 S3 = frozenset({Provider.S3, Provider.R2, Provider.MINIO})
 # With one of these set, obstore finds credentials, or needs none, without asking the machine's own metadata service.
-_FOUND_BY_ITSELF = (
+FOUND_BY_ITSELF = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
@@ -184,7 +184,7 @@ def _provider(connection: Connection, environment: Environment) -> Callable[[], 
         _check_word(name, environment.get(name, ""))
     found = credentials.from_file(connection)
     if not found:
-        if any(environment.get(name) for name in _FOUND_BY_ITSELF):
+        if any(environment.get(name) for name in FOUND_BY_ITSELF):
             return None
         found = credentials.from_profile(environment)
     if not found and (connection.endpoint is not None or connection.provider is not Provider.S3):

@@ -132,6 +132,8 @@ def test_the_help_shows_what_is_built_and_nothing_else() -> None:
         "storage detach",
         "storage sync",
         "storage delete",
+        "catalog",
+        "catalog sync",
         "checkpoint commit",
         "checkpoint promote",
         "mount",

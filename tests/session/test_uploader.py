@@ -11,6 +11,7 @@ import pytest
 
 from fuse_ckpt.model import Connection, Provider, Replication, Stage
 from fuse_ckpt.session import attach, uploader
+from fuse_ckpt.session.cataloguing import Appending
 from fuse_ckpt.session.pace import Left, Pace
 from fuse_ckpt.session.uploader import Uploader
 from fuse_ckpt.store import Store
@@ -142,3 +143,24 @@ def test_it_ends_when_it_is_told_to(store: Store) -> None:
     stop.set()
     with pytest.raises(Left):
         Uploader(store, {}, Pace(None, stop)).run()
+
+
+def test_of_the_nodes_of_a_checkpoint_rank_0_sees_to_the_catalog(
+    store: Store, tmp_path: Path, archive: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = []
+    monkeypatch.setattr(Appending, "add", lambda rows, job, group: added.append((rows, job)))
+    with Store.open(tmp_path / "other") as other:
+        other.add_connection(Connection("lake", Provider.FILE, 1, root=str(archive)))
+        attach(other, "lake", {})
+        nodes = [Uploader(each, {}, Pace(None, Event())) for each in (store, other)]
+        for rank, each in enumerate((store, other)):
+            each.ensure_job("job", 1)
+            each.replicate("job", Replication("lake", rank, 2, "x"))
+            commit(each, "a", {f"rank-{rank}": b"1"})
+            turns(nodes[rank])
+        assert added == [], "rank 1 has decided"
+        clock.now += 60.0
+        turns(nodes[0])
+        assert added == [(nodes[0]._lines["lake"].rows, "job")]
+        assert store.outbox() == other.outbox() == {}
