@@ -58,5 +58,5 @@ class Sealer:
         sealed_ns = max(time.time_ns(), self._newest_ns + 1)
         return Journal(
             draft.unit, draft.created_ns or newest, sealed_ns, (), settings.node, settings.parent, settings.run,
-            failure, draft.recovered, amends, hasty, tuple(sorted(draft.described)),
+            failure, draft.recovered, amends, hasty, tuple(sorted(draft.described)), settings.part,
         )  # fmt: skip

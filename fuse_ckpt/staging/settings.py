@@ -10,7 +10,8 @@ from fuse_ckpt.staging.policy import QuietPeriods
 class Settings(Struct, frozen=True):
     """How a mount stages, and what each checkpoint of it is recorded with.
 
-    `units`: globs that override the rules for units; `quiet_period`: seconds, in place of the two long ones.
+    `units`: globs that override the rules for units; `quiet_period`: seconds, in place of the two long ones; `part`:
+    this node's rank, where several write each checkpoint.
     """
 
     units: tuple[str, ...] = ()
@@ -18,6 +19,7 @@ class Settings(Struct, frozen=True):
     node: str = "0"
     run: str | None = None
     parent: str | None = None  # the checkpoint that the run resumed from
+    part: int | None = None
 
     @property
     def periods(self) -> QuietPeriods:
