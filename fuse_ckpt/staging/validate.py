@@ -21,7 +21,7 @@ from fuse_ckpt.staging.reading import read_at
 from fuse_ckpt.staging.torch_pickles import LEGACY_START, Stored, fault_of_pickle, stored
 from fuse_ckpt.staging.units import is_mark, is_temporary
 from fuse_ckpt.staging.zips import START as ZIP_START
-from fuse_ckpt.staging.zips import fault_of_zip
+from fuse_ckpt.staging.zips import fault_of_zip, fault_of_zips
 
 _HDF5 = (".h5", ".hdf5")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # not .bin: raw numbers may look like the start of one
@@ -124,6 +124,8 @@ def _fault_of_content(fd: int, size: int, path: str, present: Collection[str] | 
 
 def _fault_by_start(fd: int, size: int, name: str, thorough: bool) -> str | None:
     start = read_at(fd, len(LEGACY_START), 0)
+    if start.startswith(ZIP_START) and name.endswith(".distcp"):
+        return fault_of_zips(fd, size)
     if start.startswith(ZIP_START):
         return fault_of_zip(fd, size, thorough=thorough)
     if name.endswith(_NEVER_EMPTY) and (ZIP_START.startswith(start) or _begins(LEGACY_START, start)):
