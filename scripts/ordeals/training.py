@@ -12,7 +12,6 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ class Report:
 
     seed: int
     network: str = ""
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=dict)  # by kind
     lives: int = 0
     seconds: float = 0.0
     steps: int = 0
@@ -39,10 +38,13 @@ class Report:
     resumed: int = 0
     problems: list[str] = field(default_factory=list)
 
+    def killed(self, kind: str) -> None:
+        self.kills[kind] = self.kills.get(kind, 0) + 1
+
     def text(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items())) or "none"
         return (
-            f"{self.network}, seed {self.seed}: {self.kills.total()} kills ({kinds}) in {self.lives} lives,"
+            f"{self.network}, seed {self.seed}: {sum(self.kills.values())} kills ({kinds}) in {self.lives} lives,"
             f" {self.seconds:.0f} s; {self.steps} steps; {self.committed} committed, {self.aborted} aborted;"
             f" {self.files_read} files ({self.bytes_read} bytes) read back; {self.losses_compared} losses compared,"
             f" {self.resumed} of them after the resume elsewhere; {len(self.problems)} problems"

@@ -73,9 +73,9 @@ class Lives:
         self._later: list[tuple[float, Node | int]] = []  # when a link is to be mended, or a volume server restarted
 
     def work(self) -> None:
-        while self._report.kills.total() < self._kills:
+        while sum(self._report.kills.values()) < self._kills:
             self._life()
-            print(f"life {self._report.lives}: {dict(self._report.kills)}", flush=True)
+            print(f"life {self._report.lives}: {self._report.kills}", flush=True)
         self._calm()
 
     def _life(self) -> None:
@@ -141,7 +141,7 @@ class Lives:
         else:
             node.link.cut()
             self._later.append((away, node))
-        self._report.kills[kind] += 1
+        self._report.killed(kind)
 
     def _kill(self, kind: str) -> None:
         node = self._chance.choice(self._field.nodes)
@@ -149,7 +149,7 @@ class Lives:
             node.kill_all()
         elif not node.kill("daemon"):
             return
-        self._report.kills[kind] += 1
+        self._report.killed(kind)
 
     def _pass_time(self, seconds: float) -> None:
         until = time.monotonic() + seconds
