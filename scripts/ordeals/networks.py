@@ -63,13 +63,14 @@ class Loopback(Link):
 
 
 @contextlib.contextmanager
-def network(count: int) -> Iterator[tuple[str, str, list[Link]]]:
+def network(count: int, *, alone: bool) -> Iterator[tuple[str, str, list[Link]]]:
     """What it is, the address on which the object store is to listen, and the way of each of `count` machines to it.
 
-    With namespaces this process itself goes into one, for good: the bridge, and what it starts, are there.
+    Namespaces where that is allowed, unless they are not to be `alone`. With them this process itself goes into one,
+    for good: the bridge, and what it starts, are there.
     """
     with contextlib.ExitStack() as stack:
-        if not _isolated():
+        if not alone or not _isolated():
             yield PROCESSES, "127.0.0.1", [Loopback(stack) for _ in range(count)]
             return
         _ip("link", "set", "lo", "up")

@@ -63,6 +63,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--nodes", type=int, default=4, metavar="N", help="machines (4)")
     add("--seed", type=int, default=None, metavar="S", help="of all that is random (the time)")
     add("--directory", type=Path, metavar="DIR", help="the disk to do it on (the temporary directory)")
+    add("--loopback", action="store_true", help="plain processes, where there could be network namespaces")
     add("--json", type=Path, metavar="FILE", help="write what came of it there")
     return parser.parse_args(given)
 
@@ -79,7 +80,7 @@ def training(chosen: argparse.Namespace) -> int:
     report = Report(chosen.seed if chosen.seed is not None else time.time_ns() % 10**6)
     began = time.monotonic()
     parent = chosen.directory or Path(tempfile.gettempdir())
-    with workspace(parent, "training") as top, field_of(top, chosen.nodes, report) as there:
+    with workspace(parent, "training") as top, field_of(top, chosen.nodes, report, alone=not chosen.loopback) as there:
         try:
             Lives(there, chosen.kills, random.Random(report.seed), report).work()
             Examination(there, report).work()

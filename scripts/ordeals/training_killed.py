@@ -21,10 +21,12 @@ from scripts.ordeals.training_node import JOB, Node, meet
 from tests.transfer.cluster import VOLUMES, Cluster, cluster
 from tests.transfer.seaweed import BUCKET
 
-GENTLE = ("uploader", "uploader", "volume", "partition")  # what training lives through, each as likely
+GENTLE = ("uploader", "volume", "partition")  # what training lives through, each as likely
 DEADLY = ("daemon", "daemon", "machine")
-HARMS = (3, 9)  # gentle ones a life
-BETWEEN = (0.1, 2.5)  # seconds between two
+HARMS = (4, 12)  # gentle ones a life
+EARLY = 0.15  # of lives, that the harm comes before training has begun
+BEGINNING = 90.0  # seconds that it has to begin
+BETWEEN = (0.1, 2.0)  # seconds between two
 DOWN = (0.2, 3.0)  # seconds that a volume server or a link is away
 LAST_MOMENT = (0.0, 3.0)  # seconds from the deadly one to the end of all others
 ENDING = 8.0  # seconds that a run has to end by itself
@@ -57,8 +59,8 @@ class Field:
 
 
 @contextlib.contextmanager
-def field_of(top: Path, count: int, report: Report) -> Iterator[Field]:
-    with network(count + 1) as (report.network, host, links), cluster(top / "seaweed", host) as server:
+def field_of(top: Path, count: int, report: Report, *, alone: bool) -> Iterator[Field]:
+    with network(count + 1, alone=alone) as (report.network, host, links), cluster(top / "seaweed", host) as server:
         machines = [Node(top, number, link, server) for number, link in enumerate(links)]
         for machine in machines[:-1]:
             machine.attach()
@@ -75,11 +77,12 @@ class Lives:
     def work(self) -> None:
         while sum(self._report.kills.values()) < self._kills:
             self._life()
-            print(f"life {self._report.lives}: {self._report.kills}", flush=True)
         self._calm()
 
     def _life(self) -> None:
         self._begin(steps=1 << 30, drain=False)
+        if self._chance.random() >= EARLY:
+            self._await_training()
         for _ in range(self._chance.randint(*HARMS)):
             self._pass_time(self._chance.uniform(*BETWEEN))
             if self._over():
@@ -90,6 +93,18 @@ class Lives:
         self._restore()
         self._end()
         self._field.look()
+
+    def _await_training(self) -> None:
+        """Until every rank trains, or one has ended."""
+        until = time.monotonic() + BEGINNING
+        while time.monotonic() < until and not self._over():
+            if all(node.has_begun(self._attempt) for node in self._field.nodes):
+                return
+            self._pass_time(0.2)
+
+    @property
+    def _attempt(self) -> str:
+        return f"life{self._report.lives}"
 
     def _calm(self) -> None:
         """A life without harm, and all that is left is committed and copied."""
@@ -108,7 +123,7 @@ class Lives:
         first = self._field.nodes[0].link
         meeting = meet(first.address, _free_port())
         for node in self._field.nodes:
-            node.start(len(self._field.nodes), meeting, f"life{self._report.lives}", steps, newest, drain=drain)
+            node.start(len(self._field.nodes), meeting, self._attempt, steps, newest, drain=drain)
 
     def _newest(self) -> str | None:
         """The newest that a machine knows to be replicated: all of them can have it."""

@@ -105,6 +105,10 @@ class Node:
         """How the run has ended, if it has."""
         return None if self._run is None else self._run.poll()
 
+    def has_begun(self, attempt: str) -> bool:
+        """Whether its rank trains, as part of that start."""
+        return self.log.exists() and f"began {attempt} " in self.log.read_text()
+
     def wait(self, patience: float) -> int:
         assert self._run is not None
         try:

@@ -64,7 +64,10 @@ def test_a_volume_server_that_dies_under_uploads_costs_nothing(
     servers.kill_volume(number)
     run.wait_line(f"saved {SAVES - 1}")
     assert len(here.wait_for("job", SAVES)) == SAVES
-    copied = lambda: [row["replicated"] for row in here.listed("job")].count("replicated")  # noqa: E731
+
+    def copied() -> int:
+        return [row["replicated"] for row in here.listed("job")].count("replicated")
+
     wait_until("copies are made with one server less", lambda: copied() > 4)
     servers.restart_volume(number)
     run.tell()
