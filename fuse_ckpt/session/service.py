@@ -132,7 +132,10 @@ class Service:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
         replication = store.job(job).replication
         part = None if replication is None else replication.part
-        settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent, part)
+        settings = Settings(
+            options.units, options.quiet_period, options.node, options.run, options.parent, part,
+            tuple((run.started_ns, run.id) for run in store.runs(job)),
+        )  # fmt: skip
         place = take_up(store, job, settings, stack)
         self._area, self._committer = place.area, place.committer
         return job_filesystem(

@@ -87,7 +87,12 @@ class Examination:
         if found.keys() != whole:
             self._report.problems.append(f"{decision.name} ({decision.id}) holds {sorted(found)}")
         elif wanted.items() - found.items() or (told == self._ranks and found != wanted):
-            self._report.problems.append(f"{decision.name} ({decision.id}) has other bytes than were saved")
+            wrong = {path: digest for path, digest in found.items() if wanted.get(path) != digest}
+            known = sorted({key for key, files in self._saved.items() if set(files.values()) & set(wrong.values())})
+            self._report.problems.append(
+                f"{decision.name} ({decision.id}) of {decision.attempt} has other bytes than were saved in {sorted(wrong)},"
+                f" those of {known[:3]}"
+            )
 
     def _read(self, group: str) -> dict[str, str]:
         found, place = {}, self._field.top / "read"
