@@ -90,8 +90,8 @@ class Examination:
             wrong = {path: digest for path, digest in found.items() if wanted.get(path) != digest}
             known = sorted({key for key, files in self._saved.items() if set(files.values()) & set(wrong.values())})
             self._report.problems.append(
-                f"{decision.name} ({decision.id}) of {decision.attempt} has other bytes than were saved in {sorted(wrong)},"
-                f" those of {known[:3]}"
+                f"{decision.name} ({decision.id}) of {decision.attempt} has other bytes than were saved in"
+                f" {sorted(wrong)}, those of {known[:3]}"
             )
 
     def _read(self, group: str) -> dict[str, str]:
