@@ -85,7 +85,7 @@ def training(chosen: argparse.Namespace) -> int:
             Lives(there, chosen.kills, random.Random(report.seed), report).work()
             Examination(there, report).work()
         finally:
-            for node in there.nodes:
+            for node in (*there.nodes, there.elsewhere):
                 node.kill_all()
     report.seconds = round(time.monotonic() - began, 1)
     print(report.text())
