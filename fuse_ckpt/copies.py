@@ -33,6 +33,11 @@ class Replication(Struct, frozen=True, omit_defaults=True):
     nodes: int = 1
     attempt: str = ""
 
+    @property
+    def part(self) -> int | None:
+        """The rank, where this node writes a part of each checkpoint; None where it writes all of it."""
+        return self.rank if self.nodes > 1 else None
+
 
 class Replica(Struct, frozen=True, omit_defaults=True):
     """The copy of a checkpoint in an object store: on its way there, arrived, or come from there."""

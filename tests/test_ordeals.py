@@ -26,13 +26,13 @@ Ordeal = Callable[..., Told]
 def ordeal(tmp_path: Path) -> Ordeal:
     """Run one, which must find nothing; returns what it told."""
 
-    def run(name: str, *arguments: str) -> Told:
+    def run(name: str, *arguments: str, patience: float = 280) -> Told:
         disk, found = tmp_path / "disk", tmp_path / "found.json"
         disk.mkdir()
         alone = ["unshare", "--mount", "--propagation", "private"] if name == "powerloss" else []  # as its script does
         said = subprocess.run(
             [*alone, sys.executable, "-m", f"scripts.ordeals.{name}", *arguments, "--json", str(found)],
-            capture_output=True, text=True, check=False, cwd=ROOT, timeout=280,
+            capture_output=True, text=True, check=False, cwd=ROOT, timeout=patience,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(disk)},
         )  # fmt: skip
         assert said.returncode == 0, said.stdout + said.stderr
@@ -69,6 +69,19 @@ def test_a_filesystem_that_is_cut_off_loses_nothing(ordeal: Ordeal) -> None:
     told = ordeal("powerloss", "--godown", "3", "--seed", "1")
     assert told["cuts"] == 3
     assert told["acknowledged"] > 0
+
+
+@pytest.mark.frameworks
+@pytest.mark.timeout(900)
+def test_four_machines_train_into_one_checkpoint_and_kills_cost_nothing(ordeal: Ordeal) -> None:
+    told = ordeal("training", "--kills", "3", "--seed", "1", patience=800)
+    assert told["network"] == ("network namespaces" if os.geteuid() == 0 else "plain processes")
+    assert sum(told["kills"].values()) >= 3
+    assert told["committed"] >= 4
+    assert told["files_read"] == told["committed"] * 5, "a shard of each rank, and .metadata"
+    assert {row["node"] for row in told["rows"]} == {"0,1,2,3"}
+    assert len(told["rows"]) == told["committed"]
+    assert told["resumed"] == 4 * 4, "steps elsewhere, of each rank"
 
 
 def test_many_writers_and_readers_at_once_lose_nothing(ordeal: Ordeal) -> None:

@@ -56,7 +56,10 @@ def _commit_here(store: Store, job: str, name: str | None) -> CommitAnswer:
     with ExitStack() as stack:
         lock = stack.enter_context(store.lock_job(job))
         lock.note("(checkpoint commit)")
-        place = take_up(store, job, Settings(store.job(job).units), stack)
+        known = store.job(job)
+        part = None if known.replication is None else known.replication.part
+        runs = tuple((run.started_ns, run.id) for run in store.runs(job))
+        place = take_up(store, job, Settings(known.units, part=part, runs=runs), stack)
         for unit in list(place.area.drafts):
             if name not in (None, unit.name):
                 place.area.drafts.drop(unit)  # left in the tree, where the next mount finds it

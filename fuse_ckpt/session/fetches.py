@@ -101,7 +101,7 @@ class Fetches:
                 nursery.cancel_scope.cancel()
         finally:
             await children.end(process)
-            self._fail(f"The process that fetches files ended with {process.returncode}.")
+            self._fail(f"the process that fetches files ended with {process.returncode}")
 
     async def _pass_on(self, stdin: trio.abc.SendStream, first: dict[str, str]) -> None:
         with suppress(trio.BrokenResourceError):
@@ -127,6 +127,8 @@ class Fetches:
             asked.answered.set()
 
     def _fail(self, reason: str) -> None:
+        if self._asked:
+            _log.warning("%d files cannot be fetched: %s", len(self._asked), reason)
         for asked in self._asked.values():
             asked.error = reason
             asked.answered.set()

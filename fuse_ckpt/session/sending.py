@@ -7,6 +7,7 @@ made once all of them are there, and the record says so last.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -18,6 +19,7 @@ from fuse_ckpt.model import Checkpoint, Entry, Manifest, Replica, Stage
 from fuse_ckpt.session import attaching
 from fuse_ckpt.session.pace import Pace
 from fuse_ckpt.sharing import GroupState, Part, PartFile, SharedStore, Standing, group_of
+from fuse_ckpt.staging import awaited
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import Stop, run
 
@@ -85,7 +87,7 @@ class Sender:
         if self._store.settle(head.id).revision != head.revision:
             raise _Amended
         fault("replicate:part")
-        part = _part(head, manifest, replica, group, keys)
+        part = _part(head, manifest, replica, group, keys, self._awaited(manifest) if replica.nodes > 1 else {})
         found = self._shared.put_part(part)
         if not found.ours and _digests(found.part.files) != _digests(part.files):
             return self._give_up(head.id, f"an earlier run of rank {part.rank} has written its part of {group} already")
@@ -114,6 +116,18 @@ class Sender:
         small = [one for one in left if one.size < LARGE]
         run(min(SMALL_AT_ONCE, len(small)), small, put, Stop())
         return keys
+
+    def _awaited(self, manifest: Manifest) -> dict[str, int]:
+        """What other nodes must have, by what this one's files say. Errors: CorruptBlob."""
+        root = self._store.layout.root
+        files = {
+            one.path: str(self._store.blob_path(one.digest).relative_to(root)) for one in manifest.entries if one.digest
+        }
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return awaited(fd, files)
+        finally:
+            os.close(fd)
 
     def _reusable(self, job: str, digests: Iterable[str]) -> dict[str, str]:
         """What earlier groups of the job have sent already: digest → key."""
@@ -189,14 +203,16 @@ class _Noted:
             self._sender.note_bytes(self._head, self._sent)
 
 
-def _part(head: Checkpoint, manifest: Manifest, replica: Replica, group: str, keys: Mapping[str, str]) -> Part:
+def _part(
+    head: Checkpoint, manifest: Manifest, replica: Replica, group: str, keys: Mapping[str, str], awaits: dict[str, int]
+) -> Part:
     return Part(
         job=head.job, group=group, rank=replica.rank, nodes=replica.nodes, name=head.name, shape=head.shape,
         generation=replica.generation, attempt=replica.attempt, node=head.node, local=head.id,
         created_ns=head.created_ns, sealed_ns=head.committed_ns, metadata=head.metadata,
         files=tuple(PartFile.of(one, keys.get(one.digest, "")) for one in manifest.entries),
         companions=tuple(PartFile.of(one, keys.get(one.digest, "")) for one in manifest.companions),
-        parent=head.parent, run=head.run,
+        parent=head.parent, run=head.run, awaits=awaits,
     )  # fmt: skip
 
 

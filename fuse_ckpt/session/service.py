@@ -130,7 +130,12 @@ class Service:
         self._uploads = Uploads(store, job, options.replicate_rate)
         if options.parent is not None:
             stack.enter_context(store.lease(options.parent, f"a mount of job {job}, process {os.getpid()}"))
-        settings = Settings(options.units, options.quiet_period, options.node, options.run, options.parent)
+        replication = store.job(job).replication
+        part = None if replication is None else replication.part
+        settings = Settings(
+            options.units, options.quiet_period, options.node, options.run, options.parent, part,
+            tuple((run.started_ns, run.id) for run in store.runs(job)),
+        )  # fmt: skip
         place = take_up(store, job, settings, stack)
         self._area, self._committer = place.area, place.committer
         return job_filesystem(

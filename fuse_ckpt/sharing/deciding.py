@@ -36,7 +36,7 @@ def decide(parts: Mapping[int, tuple[Part, str]]) -> Decision | Missing:
     missing = tuple(rank for rank in range(found[0].nodes) if rank not in parts)
     if missing:
         return Missing(found[0].nodes, missing)
-    clash = _clash(found)
+    clash = _clash(found) or _lack(found)
     if clash is not None:
         return aborted(found[0].job, found[0].group, clash)
     return _committed(found, [digest for _, (_, digest) in sorted(parts.items())])
@@ -85,6 +85,20 @@ def _clash(parts: Sequence[Part]) -> str | None:
                 above = next((path for path in _directories(file) if path in leaves), None)
                 if above is not None:
                     return f"{above!r} is a directory to rank {rank}, and none to rank {leaves[above]}"
+    return None
+
+
+def _lack(parts: Sequence[Part]) -> str | None:
+    """What a part's files say that another wrote, and none did."""
+    if not any(part.awaits for part in parts):
+        return None
+    sizes = {file.path: file.size for file in _merged([part.files for part in parts])[0]}
+    for part in parts:
+        for path, size in sorted(part.awaits.items()):
+            if path not in sizes:
+                return f"rank {part.rank} has files that need {path!r}, which no rank has written"
+            if sizes[path] < size:
+                return f"rank {part.rank} says that {path!r} has {size} bytes, it has {sizes[path]}"
     return None
 
 

@@ -65,6 +65,7 @@ class Part(Struct, frozen=True, omit_defaults=True):
 
     `generation` counts the checkpoints that this attempt saved under `name`, from 1. `local`: the id of the checkpoint
     in the writer's own store, and of the whole where there is one node alone. `created_ns`: its last member's close.
+    `awaits`: what its files say that others have written: path → bytes at least.
     """
 
     job: str
@@ -84,6 +85,7 @@ class Part(Struct, frozen=True, omit_defaults=True):
     companions: tuple[PartFile, ...] = ()  # paths relative to the output directory's root
     parent: Id | None = None
     run: Id | None = None
+    awaits: dict[str, Count] = {}
 
 
 class PartRef(Struct, frozen=True, omit_defaults=True):

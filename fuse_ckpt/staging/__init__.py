@@ -7,7 +7,7 @@ from fuse_ckpt.staging.journal import load_all, why_stuck
 from fuse_ckpt.staging.processes import UNSEEN, death_of, is_task_of, state_of, wait_exit
 from fuse_ckpt.staging.recovery import recover
 from fuse_ckpt.staging.settings import Settings
-from fuse_ckpt.staging.validate import fault_of
+from fuse_ckpt.staging.validate import awaited, fault_of
 from fuse_ckpt.staging.worktree import may_be_written
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Committer",
     "Drained",
     "Settings",
+    "awaited",
     "copy_bytes",
     "death_of",
     "fault_of",

@@ -40,6 +40,7 @@ class Area(Growth):
         self.queue: list[Sealed] = []  # sealed, to be committed; two of one unit in this order
         self.sealed = SealedInodes()
         self._periods = settings.periods
+        self._part = settings.part
         self._sealer = Sealer(self.tree, pending, settings, self.sealed, self._open)
 
     def add_sealed(self, *drafts: Sealed) -> None:
@@ -150,8 +151,9 @@ class Area(Growth):
         head = f"{unit.prefix}/" if unit.prefix else ""
         described = [(head + directory).rstrip("/") for directory in draft.described] if draft else []
         return validate.fault_of(
-            self.tree.root_fd, files, described=described, thorough=draft is not None and draft.recovered
-        )
+            self.tree.root_fd, files, described=described, thorough=draft is not None and draft.recovered,
+            part=self._part,
+        )  # fmt: skip
 
     def _torn(self, unit: Unit, scan: Scan) -> str | None:
         for found in scan.files:

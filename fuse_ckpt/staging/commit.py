@@ -93,7 +93,7 @@ def _fault(sealed: Sealed) -> str | None:
     links = {linked.path: linked.link for linked in sealed.journal.files if linked.link and not linked.companion}
     fd = os.open(sealed.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return validate.fault_of(fd, links, described=sealed.journal.described)
+        return validate.fault_of(fd, links, described=sealed.journal.described, part=sealed.journal.part)
     finally:
         os.close(fd)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import msgspec
 from msgspec import Struct
@@ -41,8 +41,9 @@ class _Tensor(Struct):
     data_offsets: tuple[int, int]
 
 
-def fault_of_json(fd: int, size: int, path: str, present: Collection[str]) -> str | None:
-    """What a JSON file at `path` lacks; of an index, the shards that are not `present` beside it."""
+def fault_of_json(fd: int, size: int, path: str, present: Collection[str] | None) -> str | None:
+    """What a JSON file at `path` lacks; of an index, the shards that are not `present` beside it. None: they may be
+    anywhere."""
     if size > DOCUMENT_MAX:
         return None
     if posixpath.basename(path) == "config.json":  # foreign ones are many; it costs MODEL and VERSION, with a note
@@ -50,9 +51,23 @@ def fault_of_json(fd: int, size: int, path: str, present: Collection[str]) -> st
     data = read_at(fd, size, 0)
     if not _is_json(data):
         return "is not JSON, or is cut off"
-    if path.endswith((".index.json", ".weights.json")) and size <= INDEX_MAX:
-        return _fault_of_index(data, posixpath.dirname(path), present)
-    return None
+    if present is None or not is_index(path) or size > INDEX_MAX:
+        return None
+    missing = next((name for name in _named(data) if beside(path, name) not in present), None)
+    return (
+        None if missing is None else f"names {missing if missing.isprintable() else ascii(missing)}, which is missing"
+    )
+
+
+def is_index(path: str) -> bool:
+    """Whether it is called as one that names the shards beside it."""
+    return path.endswith((".index.json", ".weights.json"))
+
+
+def shards_of(fd: int, size: int, path: str) -> Iterator[str]:
+    """The paths of the shards that an index at `path` names."""
+    if size <= INDEX_MAX:
+        yield from (beside(path, name) for name in _named(read_at(fd, size, 0)))
 
 
 def _is_json(data: bytes) -> bool:
@@ -90,16 +105,17 @@ def _small_int(digits: str) -> int:
     return int(digits) if len(digits) <= 20 else 0
 
 
-def _fault_of_index(data: bytes, directory: str, present: Collection[str]) -> str | None:
+def _named(data: bytes) -> Iterator[str]:
     try:
         index = msgspec.json.decode(data, type=_Index)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None  # an index of something else
+        return  # an index of something else
     for shards in (index.weight_map or {}).values():
-        for shard in shards if isinstance(shards, list) else [shards]:
-            if isinstance(shard, str) and posixpath.normpath(posixpath.join(directory, shard)) not in present:
-                return f"names {shard if shard.isprintable() else ascii(shard)}, which is missing"
-    return None
+        yield from (one for one in (shards if isinstance(shards, list) else [shards]) if isinstance(one, str))
+
+
+def beside(path: str, name: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
 
 
 def fault_of_safetensors(fd: int, size: int) -> str | None:

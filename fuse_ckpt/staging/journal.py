@@ -66,6 +66,7 @@ class Journal(Struct, frozen=True):
     amends: str = ""  # the sealed draft that this one only adds files to, as far as could be seen
     hasty: bool = False  # sealed before somebody destroyed it: its content was not looked at closely
     described: tuple[str, ...] = ()  # directories of it whose .metadata was seen to come after all that it describes
+    part: int | None = None  # the rank of its node, where several write the checkpoint
 
 
 class Sealed(Struct, frozen=True):

@@ -56,7 +56,8 @@ class Sealer:
         amends = draft.amends.draft if draft.amends is not None and draft.amends.is_added_to(scan) else ""
         settings = self._settings
         sealed_ns = max(time.time_ns(), self._newest_ns + 1)
+        run = settings.run_at(newest) if draft.recovered else settings.run
         return Journal(
-            draft.unit, draft.created_ns or newest, sealed_ns, (), settings.node, settings.parent, settings.run,
-            failure, draft.recovered, amends, hasty, tuple(sorted(draft.described)),
+            draft.unit, draft.created_ns or newest, sealed_ns, (), settings.node, settings.parent, run,
+            failure, draft.recovered, amends, hasty, tuple(sorted(draft.described)), settings.part,
         )  # fmt: skip

@@ -12,16 +12,16 @@ import posixpath
 import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fuse_ckpt.staging.arrays import NUMPY_START, fault_of_hdf5, fault_of_numpy
-from fuse_ckpt.staging.documents import fault_of_json, fault_of_safetensors
+from fuse_ckpt.staging.documents import beside, fault_of_json, fault_of_safetensors, is_index, shards_of
 from fuse_ckpt.staging.pickled import CutOff
 from fuse_ckpt.staging.reading import read_at
-from fuse_ckpt.staging.torch_pickles import LEGACY_START, fault_of_pickle, stored
+from fuse_ckpt.staging.torch_pickles import LEGACY_START, Stored, fault_of_pickle, stored
 from fuse_ckpt.staging.units import is_mark, is_temporary
 from fuse_ckpt.staging.zips import START as ZIP_START
-from fuse_ckpt.staging.zips import fault_of_zip
+from fuse_ckpt.staging.zips import fault_of_zip, fault_of_zips
 
 _HDF5 = (".h5", ".hdf5")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # not .bin: raw numbers may look like the start of one
@@ -31,19 +31,43 @@ _RANK_DATA = re.compile(r"__(\d+)_\d+\.distcp")
 
 
 def fault_of(
-    root_fd: int, files: Mapping[str, str], *, described: Collection[str] = (), thorough: bool = False
+    root_fd: int,
+    files: Mapping[str, str],
+    *,
+    described: Collection[str] = (),
+    thorough: bool = False,
+    part: int | None = None,
 ) -> str | None:
     """Why the unit whose files are `files` is not whole: one line. None: it is.
 
     `files`: the path of each → its name below the directory `root_fd`. `described`: directories whose .metadata was
     seen to come last, whatever the clock says. `thorough`: read all that can be compared with a checksum of its own.
+    `part`: of which node's rank these files are, where several write the unit (None: one): what they name may be with
+    the others, see `awaited`; the `.metadata` is the first one's to write.
     A type that cannot be checked counts as whole, a symlink too. Raises OSError where the disk cannot be read.
     """
     for path in sorted(files):
-        fault = _fault_of_name(path) or _fault_of_file(root_fd, path, files, thorough)
+        fault = _fault_of_name(path) or _fault_of_file(root_fd, path, files, thorough, part)
         if fault is not None:
             return fault
-    return _fault_of_distributed(root_fd, files, described)
+    return _fault_of_distributed(root_fd, files, described, part)
+
+
+def awaited(root_fd: int, files: Mapping[str, str]) -> dict[str, int]:
+    """What a node's part of a unit says that other nodes must have: path → bytes at least. `files` as above, with paths
+    below the unit's root. Raises OSError."""
+    found: dict[str, int] = {}
+    for path in sorted(files):
+        name = posixpath.basename(path)
+        if name.endswith(".distcp"):
+            found |= {_metadata_of(path, files): 0}
+        elif name.endswith(".metadata"):
+            with suppress(CutOff):  # it is no whole one, whatever else it may be
+                found |= {beside(path, one.path): one.end for one in _described(root_fd, files[path])}
+        elif is_index(path):
+            with _opened(root_fd, files[path]) as fd:
+                found |= dict.fromkeys(() if fd is None else shards_of(fd, os.fstat(fd).st_size, path), 0)
+    return {path: size for path, size in found.items() if path not in files}
 
 
 def _fault_of_name(path: str) -> str | None:
@@ -55,14 +79,14 @@ def _fault_of_name(path: str) -> str | None:
     return None
 
 
-def _fault_of_file(root_fd: int, path: str, files: Mapping[str, str], thorough: bool) -> str | None:
+def _fault_of_file(root_fd: int, path: str, files: Mapping[str, str], thorough: bool, part: int | None) -> str | None:
     with _opened(root_fd, files[path]) as fd:
         if fd is None:
             return f"{_shown(path)} is missing"
         status = os.fstat(fd)
         fault = None
         if stat.S_ISREG(status.st_mode):
-            fault = _fault_of_content(fd, status.st_size, path, files, thorough)
+            fault = _fault_of_content(fd, status.st_size, path, files if part is None else None, thorough)
     return None if fault is None else f"{_shown(path)} {fault}"
 
 
@@ -85,7 +109,7 @@ def _opened(root_fd: int, name: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _fault_of_content(fd: int, size: int, path: str, present: Collection[str], thorough: bool) -> str | None:
+def _fault_of_content(fd: int, size: int, path: str, present: Collection[str] | None, thorough: bool) -> str | None:
     name = path.lower()
     if name.endswith(".safetensors"):
         return fault_of_safetensors(fd, size)
@@ -100,6 +124,8 @@ def _fault_of_content(fd: int, size: int, path: str, present: Collection[str], t
 
 def _fault_by_start(fd: int, size: int, name: str, thorough: bool) -> str | None:
     start = read_at(fd, len(LEGACY_START), 0)
+    if start.startswith(ZIP_START) and name.endswith(".distcp"):
+        return fault_of_zips(fd, size)
     if start.startswith(ZIP_START):
         return fault_of_zip(fd, size, thorough=thorough)
     if name.endswith(_NEVER_EMPTY) and (ZIP_START.startswith(start) or _begins(LEGACY_START, start)):
@@ -115,38 +141,55 @@ def _begins(whole: bytes, start: bytes) -> bool:
     return whole.startswith(start) and whole != start
 
 
-def _fault_of_distributed(root_fd: int, files: Mapping[str, str], described: Collection[str]) -> str | None:
+def _fault_of_distributed(
+    root_fd: int, files: Mapping[str, str], described: Collection[str], part: int | None
+) -> str | None:
     """Whether every shard of a distributed checkpoint has a `.metadata` beside it that was written after it, and holds
     what that says."""
     seen: set[str] = set()
     for path in sorted(path for path in files if path.endswith(".distcp")):
-        directory, name = posixpath.split(path)
-        metadata = posixpath.join(directory, ".metadata")
-        rank = _RANK_DATA.fullmatch(name)
-        if metadata not in files and rank is not None:
-            metadata = posixpath.join(directory, f"__{rank[1]}.metadata")  # each rank wrote its own
+        directory, metadata = posixpath.dirname(path), _metadata_of(path, files)
         if metadata not in files:
+            if part:
+                continue
             return f"{_shown(path)} has no .metadata beside it"
         if directory not in described and _mtime_ns(root_fd, files[metadata]) < _mtime_ns(root_fd, files[path]):
             return f"{_shown(metadata)} is older than {_shown(path)}"
         seen.add(metadata)
-    return next((fault for path in sorted(seen) if (fault := _fault_of_described(root_fd, path, files))), None)
+    faults = (_fault_of_described(root_fd, path, files, part) for path in sorted(seen))
+    return next((fault for fault in faults if fault), None)
 
 
-def _fault_of_described(root_fd: int, metadata: str, files: Mapping[str, str]) -> str | None:
+def _metadata_of(path: str, files: Collection[str]) -> str:
+    """The file that describes a shard: the one of all, unless each rank wrote its own."""
+    directory, name = posixpath.split(path)
+    rank = _RANK_DATA.fullmatch(name)
+    own = posixpath.join(directory, f"__{rank[1]}.metadata") if rank is not None else ""
+    shared = posixpath.join(directory, ".metadata")
+    return own if own in files and shared not in files else shared
+
+
+def _fault_of_described(root_fd: int, metadata: str, files: Mapping[str, str], part: int | None) -> str | None:
     """Whether the files that a `.metadata` names are there, and long enough."""
     try:
-        with _opened(root_fd, files[metadata]) as fd:
-            named = [] if fd is None else stored(fd, os.fstat(fd).st_size)
+        named = _described(root_fd, files[metadata])
     except CutOff:
         return f"{_shown(metadata)} is cut off: its pickle does not end"
     for one in named:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(metadata), one.path))
+        path = beside(metadata, one.path)
         if path not in files:
+            if part is not None:
+                continue
             return f"{_shown(metadata)} names {_shown(path)}, which is missing"
         if os.stat(files[path], dir_fd=root_fd, follow_symlinks=False).st_size < one.end:
             return f"{_shown(path)} is cut off: {_shown(metadata)} says that {one.end} bytes are in it"
     return None
+
+
+def _described(root_fd: int, name: str) -> list[Stored]:
+    """What a `.metadata` says of the files beside it. Raises CutOff."""
+    with _opened(root_fd, name) as fd:
+        return [] if fd is None else stored(fd, os.fstat(fd).st_size)
 
 
 def _mtime_ns(root_fd: int, name: str) -> int:

@@ -49,6 +49,23 @@ def fault_of_zip(fd: int, size: int, *, thorough: bool) -> str | None:
     return "is cut off: the zip file has no end record"
 
 
+def fault_of_zips(fd: int, size: int) -> str | None:
+    """What a file lacks that is zips one after another, each with offsets of its own, as a shard of a distributed
+    checkpoint is: whether the last one is there to its end. How many there are, others say."""
+    end = read_at(fd, _END.size, size - _END.size) if size >= _END.size else b""
+    if not end.startswith(b"PK\x05\x06"):
+        return "is cut off: it does not end as a zip file does"
+    at = size - _END.size
+    _, _, _, _, _, length, offset, _ = _END.unpack(end)
+    start = at - length - offset
+    locator = read_at(fd, _LOCATOR64.size, at - _LOCATOR64.size) if at >= _LOCATOR64.size else b""
+    if locator.startswith(b"PK\x06\x07"):
+        start = at - _LOCATOR64.size - _END64.size - _LOCATOR64.unpack(locator)[2]
+    if start < 0 or read_at(fd, len(START), start) != START:
+        return "is cut off: its last zip file has no beginning"
+    return None
+
+
 def _directory(fd: int, tail: bytes, at: int, tail_at: int) -> tuple[int, int, int] | None:
     """Place, length and count of the central directory, if the bytes at `at` are this file's end record.
 

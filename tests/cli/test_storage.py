@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fuse_ckpt.model import Shape
 from tests.transfer import proxy
 from tests.transfer.proxy import HANG_UP, Proxy
 from tests.transfer.seaweed import ADMIN, BUCKET, READER, Seaweed, credentials
+from tests.transfer.skewed import signed_at
 
 WRONG = ("admin-key", "a-wrong-secret-0123456789abcdef")
 UNKNOWN = ("nobody-s-key", "nobody-s-secret-0123456789")
@@ -129,6 +131,24 @@ def test_a_credentials_file_that_others_can_read(create: Any, seaweed: Seaweed, 
     file = credentials(tmp_path / "open", ADMIN)
     file.chmod(0o644)
     assert f"chmod 600 {file}" in create(file=file, code=2).err
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_an_hour_wrong(
+    create: Any, said: Any, shelf: Any, faulty: Proxy, request: pytest.FixtureRequest, hours: int
+) -> None:
+    """The server's own answer to what such a machine would have signed."""
+    faulty.rewrite = signed_at(timedelta(minutes=5))  # that much is let pass
+    create(endpoint=faulty.endpoint)
+    faulty.rewrite = signed_at(timedelta(hours=hours))
+    wrong = "says that this machine's clock is wrong: set it, then try again"
+    assert wrong in create("other", endpoint=faulty.endpoint, code=1).err
+    found = shelf.put()
+    to = ["--storage-provider", "lake", "--destination-path", where(request)]
+    assert wrong in said("checkpoint", "export", found.id, *to, code=1).err
+    assert wrong in said("storage", "attach", "lake", "--path", where(request), code=1).err
+    faulty.rewrite = lambda method, path, headers: headers
+    said("checkpoint", "export", found.id, *to)
 
 
 def test_a_missing_bucket(create: Any, said: Any, shelf: Any) -> None:

@@ -112,6 +112,23 @@ def test_what_no_directory_could_hold_is_aborted() -> None:
     assert decided(part(0, 2, directory), part(1, 2, file("a/b", rank=1))).committed
 
 
+def test_what_one_rank_needs_of_another_must_be_there() -> None:
+    first = part(0, 2, file(".metadata"), awaits={"__1_0.distcp": 3, "__1_1.distcp": 0})
+    second = part(1, 2, file("__1_0.distcp", b"xxx", rank=1), file("__1_1.distcp", rank=1), awaits={".metadata": 0})
+    assert decided(first, second).committed
+    cut = replace(second, files=(file("__1_0.distcp", b"xx", rank=1), *second.files[1:]))
+    assert decided(first, cut).reason == "rank 0 says that '__1_0.distcp' has 3 bytes, it has 2"
+    lacking = decided(first, replace(second, files=second.files[:1]))
+    assert lacking.reason == "rank 0 has files that need '__1_1.distcp', which no rank has written"
+    assert "rank 1 has files that need '.metadata'" in decided(part(0, 2, file("x")), second).reason
+
+
+def test_what_is_needed_is_told_with_the_part() -> None:
+    mine = part(0, 2, file(".metadata"), awaits={"a/\udcff": 7})
+    assert understood(written(mine), Part, "it") == mine
+    assert "awaits" not in written(part(0, 1, file("x"))).decode(), "as it was before parts told it"
+
+
 def test_ranks_that_do_not_agree_are_aborted_at_once() -> None:
     found = decided(part(0, 3), replace(part(1, 3), shape=Shape.FLAT))
     assert found.reason == "rank 1 wrote a flat checkpoint, rank 0 a directory one"

@@ -42,6 +42,7 @@ SAVED = {
     "a.pt@2": {"a.pt": torch_zip(b"second")},
 }
 
+PLAIN = Settings()
 Story = Callable[[Trainer, Committer], Awaitable[None]]
 
 
@@ -62,21 +63,21 @@ def crash_at(point: str, count: int) -> Callable[[str], None]:
 
 
 @contextmanager
-def mounted(root: Path) -> Iterator[tuple[Store, Area, Trainer]]:
+def mounted(root: Path, settings: Settings = PLAIN) -> Iterator[tuple[Store, Area, Trainer]]:
     """A store and an area as a mount opens them, without a kernel."""
     with Store.open(root) as store:
         store.ensure_job(JOB, time.time_ns())
         store.recover()
         root_fd = os.open(store.layout.work(JOB), os.O_RDONLY | os.O_DIRECTORY)
         try:
-            area = Area(root_fd, store.layout.pending(JOB), Settings())
+            area = Area(root_fd, store.layout.pending(JOB), settings)
             recover(area, store, JOB, store.layout.pending(JOB))
             yield store, area, Trainer(store, area, store.layout.work(JOB))
         finally:
             os.close(root_fd)
 
 
-def mount(root: Path, story: Story) -> None:
+def mount(root: Path, story: Story, settings: Settings = PLAIN) -> None:
     """One life of a mount. A crash anywhere in it ends it there."""
 
     async def life() -> None:
@@ -87,7 +88,7 @@ def mount(root: Path, story: Story) -> None:
             await story(trainer, committer)
             nursery.cancel_scope.cancel()
 
-    with mounted(root) as (store, area, trainer):
+    with mounted(root, settings) as (store, area, trainer):
         try:
             trio.run(life)
         except BaseExceptionGroup as group:
@@ -322,3 +323,25 @@ def test_names_that_are_no_utf8_survive_a_crash(tmp_path: Path) -> None:
         mount(root, save)
     mount(root, drain)
     assert listed(root) == {"checkpoint-1@1": {os.fsdecode(b"caf\xe9"): b"data"}}
+
+
+def test_what_a_run_has_left_is_of_that_run_also_where_the_next_one_writes_it_anew(tmp_path: Path) -> None:
+    """Else it would be a part of what the other nodes save under that name in the next run."""
+    with Store.open(tmp_path) as store:
+        store.ensure_job(JOB, 1)
+        left = store.layout.work(JOB) / "a.pt"
+        left.write_bytes(torch_zip(b"first"))
+        os.utime(left, ns=(15, 15))
+
+    async def anew(trainer: Trainer, committer: Committer) -> None:
+        trainer.rewrite("a.pt", torch_zip(b"second"))
+        await committer.drain()
+
+    mount(tmp_path, anew, Settings(run="third", runs=((5, "first"), (10, "second"), (20, "third"))))
+    with Store.open(tmp_path) as store:
+        assert [one.run for one in store.checkpoints(JOB)] == ["second", "third"]
+
+
+def test_what_is_older_than_all_runs_is_of_the_one_that_finds_it() -> None:
+    assert Settings(run="this", runs=((5, "this"),)).run_at(4) == "this"
+    assert Settings().run_at(4) is None

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fuse_ckpt.staging.validate import fault_of
+from fuse_ckpt.staging.validate import awaited, fault_of
 
 
 class Folder:
@@ -29,9 +29,15 @@ class Folder:
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
         os.utime(path, (mtime, mtime))
 
-    def fault(self, *names: str) -> str | None:
+    def fault(self, *names: str, part: int | None = None) -> str | None:
+        return fault_of(self.fd, self._files(*names), part=part)
+
+    def awaited(self, *names: str) -> dict[str, int]:
+        return awaited(self.fd, self._files(*names))
+
+    def _files(self, *names: str) -> dict[str, str]:
         everything = (str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir())
-        return fault_of(self.fd, {name: name for name in names or everything})
+        return {name: name for name in names or everything}
 
 
 @pytest.fixture
@@ -227,6 +233,25 @@ def test_a_distributed_checkpoint_is_whole_once_its_metadata_follows(folder: Fol
     assert folder.fault() == "d/.metadata is older than d/__0_0.distcp"
     folder.write("d/.metadata", b"x", mtime=2000)
     assert folder.fault() is None
+
+
+def test_of_several_nodes_the_first_alone_writes_the_metadata(folder: Folder) -> None:
+    folder.write("d/__1_0.distcp", b"x", mtime=2000)
+    assert folder.fault(part=1) is None
+    assert folder.fault(part=0) == "d/__1_0.distcp has no .metadata beside it"
+    assert folder.awaited() == {"d/.metadata": 0}
+    folder.write("d/.metadata", b"x", mtime=1999)
+    assert folder.fault(part=1) == "d/.metadata is older than d/__1_0.distcp"
+    assert folder.awaited() == {}
+
+
+def test_the_shards_of_an_index_may_be_on_other_nodes(folder: Folder) -> None:
+    folder.write("u/m.safetensors.index.json", json.dumps({"weight_map": {"a": "m-1.bin", "b": ["m-2.bin"], "c": 3}}))
+    folder.write("u/m-1.bin", b"x")
+    assert folder.fault(part=0) is None
+    assert folder.awaited() == {"u/m-2.bin": 0}
+    folder.write("u/m.safetensors.index.json", "{")
+    assert folder.fault(part=0) == "u/m.safetensors.index.json is not JSON, or is cut off"
 
 
 def test_a_metadata_file_of_each_rank_will_do(folder: Folder) -> None:

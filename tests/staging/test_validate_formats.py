@@ -151,14 +151,40 @@ def test_a_distributed_checkpoint_is_whole(distributed: Folder) -> None:
 
 def test_a_shard_that_the_metadata_names_must_be_there_and_long_enough(distributed: Folder) -> None:
     shard = distributed.path / "d" / "__0_0.distcp"
-    before = shard.stat()
-    os.truncate(shard, before.st_size - 1)
+    before, data = shard.stat(), shard.read_bytes()
+    ends = [at + 22 for at in range(len(data)) if data[at : at + 4] == b"PK\x05\x06"]
+    os.truncate(shard, ends[-2])  # the last tensor is missing, and all of it
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert distributed.fault() == f"d/__0_0.distcp is cut off: d/.metadata says that {before.st_size} bytes are in it"
     (distributed.path / "d" / "__1_0.distcp").write_bytes(shard.read_bytes())
     os.utime(distributed.path / "d" / "__1_0.distcp", ns=(before.st_atime_ns, before.st_mtime_ns))
     shard.unlink()
     assert distributed.fault() == "d/.metadata names d/__0_0.distcp, which is missing"
+
+
+def test_what_the_metadata_names_may_be_on_other_nodes(distributed: Folder) -> None:
+    shard = distributed.path / "d" / "__0_0.distcp"
+    assert distributed.awaited() == {}
+    size = shard.stat().st_size
+    shard.unlink()
+    assert distributed.fault(part=0) is None
+    assert distributed.awaited() == {"d/__0_0.distcp": size}
+
+
+def test_a_shard_of_any_size_is_whole_to_its_last_byte_alone(folder: Folder) -> None:
+    """It is several zip files one after another; what tells of the first is more than 64 KB from the end."""
+    state = {str(number): torch.arange(20_000.0) for number in range(4)}
+    dcp.save(state, checkpoint_id=folder.path, no_dist=True)
+    assert folder.fault() is None
+    data = (folder.path / "__0_0.distcp").read_bytes()
+    assert data.find(b"PK\x05\x06") < len(data) - (1 << 16)
+    assert folder.fault("__0_0.distcp", part=1) is None
+    for end in (len(data) - 1, len(data) - 22, len(data) // 2 - 1, 30):
+        (folder.path / "__0_0.distcp").write_bytes(data[:end])
+        assert "is cut off" in str(folder.fault("__0_0.distcp", part=1)), end
+    tail = data.rfind(b"PK\x06\x06")
+    (folder.path / "__0_0.distcp").write_bytes(b"PK\x03\x04" + data[tail:])
+    assert "has no beginning" in str(folder.fault("__0_0.distcp", part=1))
 
 
 def test_no_prefix_of_the_metadata_is_whole(distributed: Folder) -> None:

@@ -16,13 +16,16 @@ LOST = -3  # pass the request on, and close the connection without an answer
 # Told the method, the path with its query, and how many requests came before; the status to answer with instead of
 # passing the request on, HANG_UP, CUT, LOST, or None: pass it on.
 Decide = Callable[[str, str, int], int | None]
+# Told the method, the path with its query, and the headers of a request that is passed on; what to pass on as headers.
+Rewrite = Callable[[str, str, dict[str, str]], dict[str, str]]
 
 
 class Proxy:
-    """`decide` may be set at any time. `seen`: the requests that were passed on."""
+    """`decide` and `rewrite` may be set at any time. `seen`: the requests that were passed on."""
 
     def __init__(self, port: int) -> None:
         self.decide: Decide = lambda method, path, count: None
+        self.rewrite: Rewrite = lambda method, path, headers: headers
         self.seen: list[tuple[str, str]] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -49,7 +52,8 @@ class Proxy:
             def _pass_on(self, body: bytes, verdict: int | None) -> None:
                 behind = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
                 try:
-                    behind.request(self.command, self.path, body=body, headers=dict(self.headers))
+                    headers = proxy.rewrite(self.command, self.path, dict(self.headers))
+                    behind.request(self.command, self.path, body=body, headers=headers)
                     answer = behind.getresponse()
                     data = answer.read()
                 except OSError:

@@ -20,6 +20,7 @@ HOST = "127.0.0.1"
 BUCKET = "models"
 ADMIN = ("admin-key", "admin-secret-0123456789abcdef")
 READER = ("reader-key", "reader-secret-0123456789abcdef")
+WEED = str(Path(sys.executable).parent / "weed")
 GRPC = 10_000  # each of its servers also listens this much above its port
 NOWHERE = {"AWS_METADATA_ENDPOINT": f"http://{HOST}:1/"}  # nobody may ask the machine's own metadata service
 
@@ -31,25 +32,18 @@ def credentials(path: Path, pair: tuple[str, str]) -> Path:
     return path
 
 
-class Seaweed:
-    """A running server with one bucket. `admin` may do all, `reader` may only read and list."""
+class S3Server:
+    """The S3 of a running SeaweedFS, with one bucket. `admin` may do all, `reader` may only read and list."""
 
-    def __init__(self, directory: Path, volumes: int) -> None:
-        self._directory = directory
-        self._volumes = volumes  # of 256 MB; what was removed leaves none of them empty
-        (directory / "data").mkdir(parents=True)
-        self._master, self._volume, self._filer, self._s3 = _free_ports(4)
+    def __init__(self, directory: Path, port: int, host: str = HOST) -> None:
+        self._host = host
+        self.port = port
         self.admin = credentials(directory / "admin", ADMIN)
         self.reader = credentials(directory / "reader", READER)
-        self.process = self._start()
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HOST}:{self._s3}"
-
-    @property
-    def port(self) -> int:
-        return self._s3
+        return f"http://{self._host}:{self.port}"
 
     def connection(self, *, endpoint: str | None = None, file: Path | None = None) -> Connection:
         return Connection(
@@ -64,6 +58,36 @@ class Seaweed:
     def remote(self, *, endpoint: str | None = None, file: Path | None = None, patience: float = 5.0) -> Remote:
         return Remote(self.connection(endpoint=endpoint, file=file), BUCKET, NOWHERE, patience)
 
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/", timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code == 403  # it knows S3, and not who asks
+        except OSError:
+            return False
+
+    def remove_sockets(self, *ports: int) -> None:
+        """What its processes leave in the temporary directory when they are killed."""
+        for port in ports:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+
+class Seaweed(S3Server):
+    """All of it in one process."""
+
+    def __init__(self, directory: Path, volumes: int) -> None:
+        self._directory = directory
+        self._volumes = volumes  # of 256 MB; what was removed leaves none of them empty
+        (directory / "data").mkdir(parents=True)
+        self._master, self._volume, self._filer, s3 = free_ports(4)
+        super().__init__(directory, s3)
+        self.process = self._start()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -74,59 +98,51 @@ class Seaweed:
 
     def close(self) -> None:
         self.kill()  # its data is a test's: nothing is worth a clean end, which takes it many seconds
-        for port in (self._master, self._volume, self._filer, self._s3):
-            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                socket_file.unlink(missing_ok=True)
-            for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC}.sock"):
-                socket_file.unlink(missing_ok=True)
+        self.remove_sockets(self._master, self._volume, self._filer, self.port)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        identities = [_identity("admin", ADMIN, "Admin"), _identity("reader", READER, "Read", "List")]
-        config = self._directory / "s3.json"
-        config.write_text(json.dumps({"identities": identities}))
+        config = write_config(self._directory)
         command = [
-            str(Path(sys.executable).parent / "weed"), "server", f"-dir={self._directory / 'data'}", f"-ip={HOST}",
+            WEED, "server", f"-dir={self._directory / 'data'}", f"-ip={HOST}",
             f"-ip.bind={HOST}", "-master.telemetry=false", "-master.electionTimeout=1s", f"-volume.max={self._volumes}",
             "-master.volumeSizeLimitMB=256", f"-master.port={self._master}", f"-volume.port={self._volume}", "-filer",
-            f"-filer.port={self._filer}", "-s3", f"-s3.port={self._s3}", f"-s3.config={config}",
+            f"-filer.port={self._filer}", "-s3", f"-s3.port={self.port}", f"-s3.config={config}",
             "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
         with (self._directory / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._directory)
         try:
-            wait_until("SeaweedFS answers", self._is_ready)
+            wait_until("SeaweedFS answers", self.is_ready)
         except BaseException:
             process.kill()
             process.wait()
             raise
         return process
 
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.endpoint}/", timeout=5):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code == 403  # it knows S3, and not who asks
-        except OSError:
-            return False
+
+def write_config(directory: Path) -> Path:
+    """Who may do what, for the S3 of a server."""
+    identities = [_identity("admin", ADMIN, "Admin"), _identity("reader", READER, "Read", "List")]
+    config = directory / "s3.json"
+    config.write_text(json.dumps({"identities": identities}))
+    return config
 
 
 def _identity(name: str, pair: tuple[str, str], *actions: str) -> dict[str, object]:
     return {"name": name, "credentials": [{"accessKey": pair[0], "secretKey": pair[1]}], "actions": list(actions)}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int, host: str = HOST) -> list[int]:
     """Ports that nobody listens on, nor `GRPC` above them."""
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
             with contextlib.suppress(OSError, OverflowError):
                 low = held.enter_context(socket.socket())
-                low.bind((HOST, 0))
+                low.bind((host, 0))
                 port = low.getsockname()[1]
                 high = held.enter_context(socket.socket())
-                high.bind((HOST, port - GRPC))
+                high.bind((host, port - GRPC))
                 found.append(port - GRPC)
     return found
 
