@@ -217,7 +217,9 @@ class _Session:
             self._problems.append("programs of the run still use the mount: it goes when they have ended")
             return
         if answer is not None and answer.get("unmounted") is False:
-            self._problems.append("still bound elsewhere, perhaps in a container: its daemon serves it until that is unmounted")
+            self._problems.append(
+                "still bound elsewhere, perhaps in a container: its daemon serves it until that is unmounted"
+            )
             return
         self._store.wait_unlocked(self._run.job, 10.0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuse_ckpt.errors import StorageFailed
 from tests.mount.harness import wait_until
-from tests.transfer.seaweed import HOST, WEED, S3Server, free_ports, write_config
+from tests.transfer.seaweed import HOST, WEED, S3Server, environment, free_ports, write_config
 
 VOLUMES = 3  # servers; two of them have each object
 FIRST_PATIENCE = 60.0  # seconds until two volume servers are known and the first object is there
@@ -83,7 +83,7 @@ class Cluster(S3Server):
         with (self._directory / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [WEED, *arguments, f"-ip={self._host}", f"-ip.bind={self._host}"],
-                stdout=log, stderr=log, cwd=self._place(f"{name}.cwd"),
+                stdout=log, stderr=log, cwd=self._place(f"{name}.cwd"), env=environment(self._directory),
             )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -110,7 +111,9 @@ class Seaweed(S3Server):
             "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
         with (self._directory / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._directory)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self._directory, env=environment(self._directory)
+            )
         try:
             wait_until("SeaweedFS answers", self.is_ready)
         except BaseException:
@@ -118,6 +121,11 @@ class Seaweed(S3Server):
             process.wait()
             raise
         return process
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """SeaweedFS leaves its own logs in the directory for temporary files."""
+    return os.environ | {"TMPDIR": str(directory)}
 
 
 def write_config(directory: Path) -> Path:
