@@ -151,7 +151,8 @@ class Examination:
         log = self._field.top / "whole.log"
         said = subprocess.run(
             [sys.executable, "-m", "scripts.ordeals.dcp_ranks", str(self._ranks), str(log), str(last)],
-            capture_output=True, text=True, check=False, env=environment(ATTEMPT="whole", PAUSE="0"),
+            capture_output=True, text=True, check=False,
+            env=environment(ATTEMPT="whole", PAUSE="0", TMPDIR=str(self._field.top)),
         )  # fmt: skip
         if said.returncode != 0:
             raise OrdealError(f"the training without any harm failed: {said.stderr.strip()[-300:]}")

@@ -97,7 +97,7 @@ class Node:
         with (self.top / "run.log").open("ab") as output:
             self._run = subprocess.Popen(
                 [*self.link.before, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
-                env=environment(**NOWHERE, **told),
+                env=environment(**NOWHERE, **told, TMPDIR=str(self.top)),  # torch leaves things there
             )  # fmt: skip
 
     @property
