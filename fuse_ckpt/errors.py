@@ -183,7 +183,7 @@ class NotWritten(CommitFailed):
     """The disk could not write the bytes of a file. The kernel says so once and may drop them: what is read of the file
     from then on need not be what was written."""
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str = "an error of the disk") -> None:
         super().__init__(f"{name} could not be written to the disk: {why}")
         self.name, self.why = name, why
 
