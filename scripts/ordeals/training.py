@@ -44,7 +44,7 @@ class Report:
     def text(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items())) or "none"
         return (
-            f"{self.network}, seed {self.seed}: {sum(self.kills.values())} kills ({kinds}) in {self.lives} lives,"
+            f"{self.network}, seed {self.seed}: {sum(self.kills.values())} harms ({kinds}) in {self.lives} lives,"
             f" {self.seconds:.0f} s; {self.steps} steps; {self.committed} committed, {self.aborted} aborted;"
             f" {self.files_read} files ({self.bytes_read} bytes) read back; {self.losses_compared} losses compared,"
             f" {self.resumed} of them after the resume elsewhere; {len(self.problems)} problems"
