@@ -98,6 +98,7 @@ class Service:
             if self._uploads is not None:
                 nursery.start_soon(self._uploads.run)
             nursery.start_soon(self._fetches.run)
+            nursery.start_soon(self._filesystem.handles.read_ahead.run)
             if self._options.job is None:
                 nursery.start_soon(self._fetches.describe)
             nursery.start_soon(self._keeper.run)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fuse_ckpt.staging import UNSEEN
 from fuse_ckpt.vfs.inodes import Inode, WorkInode
+from fuse_ckpt.vfs.readahead import ReadAhead
 
 
 def read_only() -> OSError:
@@ -102,6 +103,7 @@ class Handles:
     def __init__(self) -> None:
         self.lend: Callable[[int], int] = lambda fd: 0
         self.give_back: Callable[[int], None] = lambda backing_id: None
+        self.read_ahead = ReadAhead()
         self._open: dict[int, Handle | ViewFile] = {}
         self._next = 1
 
@@ -122,6 +124,8 @@ class Handles:
         inode = handle.inode
         if inode.opens == 0 and handle.fd is not None:
             inode.backing_id = self.lend(handle.fd)
+        if inode.backing_id and handle.fd is not None and not handle.writable:
+            self.read_ahead.opened(handle.fd)
         if isinstance(handle, Handle) and handle.writable and inode.backing_id:
             handle.inode.backing.unsettled = True
         inode.opens += 1
