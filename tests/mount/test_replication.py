@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from fuse_ckpt.model import Connection, Provider, Replica, Stage
 from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
+from fuse_ckpt.transfer import Place, access_of
 from tests.mount.harness import PROGRAM, is_mounted, sha256, wait_until
 from tests.mount.runs import OUTPUT, Desk, one_line, python
 from tests.transfer import proxy
@@ -71,6 +73,14 @@ class Machine(Desk):
             found = store.checkpoints(job)
             replicas = store.replicas(one.id for one in found)
         return {one.name: replicas[one.id] for one in found if one.id in replicas}
+
+    def rows(self, direct: Connection) -> list[str]:
+        """The ids in the catalog; without the proxy, whose threads get no turn while deltalake reads."""
+        bucket, _, prefix = self._path.partition("/")
+        access = access_of(direct, Place(bucket, f"{prefix}/catalog"), NOWHERE, 5.0)
+        table = DeltaTable(access.uri, storage_options=access.options)
+        found: list[str] = table.scan(columns=["id"]).read_all().column("id").to_pylist()
+        return found
 
     def uploader(self, job: str) -> int | None:
         status = control.ask(Layout(self.store).control(job), "status") or {}
@@ -137,6 +147,18 @@ def test_a_run_is_copied_and_goes_on_on_another_machine(machine: Machines, fault
     assert len(others) == 2
     got = [path for method, path in faulty.seen if method == "GET" and "/d/" in path]
     assert len(got) == 2, "each byte goes over the network once"
+
+
+def test_each_copy_of_a_run_has_its_row_in_the_catalog(machine: Machines, seaweed: Seaweed) -> None:
+    here, direct = machine(), seaweed.connection()
+    assert here.cli("catalog", "sync", "--storage-provider", "lake").returncode == 0
+    done = here.run("job", "--replicate", "lake", command=python(TRAIN))
+    assert done.returncode == 0, done.stderr
+    here.wait_copied("job", 3)
+    ids = sorted(row["id"] for row in here.listed("job"))
+    wait_until("a row each", lambda: sorted(here.rows(direct)) == ids)
+    said = here.cli("catalog", "sync", "--storage-provider", "lake")
+    assert "nothing has changed, 3 rows" in said.stdout
 
 
 def test_opening_a_file_waits_for_it_and_for_nothing_else(machine: Machines, faulty: Proxy) -> None:
