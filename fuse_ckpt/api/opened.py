@@ -161,9 +161,11 @@ class CheckpointStore:
         *,
         include: Sequence[str] = (),
         force: bool = False,
+        durable: bool = False,
     ) -> Path:
         """Copy its files, or those that fit a glob of `include`, into the directory `destination`, which must be new or
-        empty unless `force` is set; each is checked against its digest. Returns the directory.
+        empty unless `force` is set; each is checked against its digest. Returns the directory. `durable`: wait until
+        all of it is on the disk; else it is there some seconds later, as with cp(1).
 
         Raises UsageError (destination in use), NotFound (no file fits), CorruptBlob, StorageFailed, and as `get`.
         """
@@ -174,7 +176,7 @@ class CheckpointStore:
             entries = transfer.chosen(self._entries(found.id), include)
             self._bring(found.id, digests=[entry.digest for entry in entries if entry.digest])
         target = absolute(Path(os.fspath(destination)))
-        return transfer.fetch(self._open_one, found, target, include=include, force=force).path
+        return transfer.fetch(self._open_one, found, target, include=include, force=force, durable=durable).path
 
     @contextmanager
     def lease(self, ref: str | Checkpoint) -> Iterator[Checkpoint]:

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 @click.option(
     "--force", is_flag=True, help="Write into a directory that is not empty; replaces files of the same names."
 )
+@click.option("--sync", is_flag=True, help="Wait until all is on the disk: a power cut takes nothing away then.")
 @click.pass_obj
 def fetch_checkpoint(
-    settings: Settings, reference: str, destination: Path | None, include: tuple[str, ...], force: bool
+    settings: Settings, reference: str, destination: Path | None, include: tuple[str, ...], force: bool, sync: bool
 ) -> None:
     """Copy a checkpoint's files out of the store, each checked against its digest (alias: pull).
 
     The destination appears whole or not at all. A fetch that was interrupted leaves a directory beside it, and the same
-    command goes on with that. Where the disk can share extents (XFS, btrfs), no byte is copied.
+    command goes on with that. Where the disk can share extents (XFS, btrfs), no byte is copied. As with cp, the disk
+    has it all some seconds later, or at once with --sync.
     """
     with access.store_with(settings, reference) as (store, [found]):
         warn_of_failure(found)
@@ -40,7 +42,7 @@ def fetch_checkpoint(
         from fuse_ckpt import transfer
 
         with resumable(f"fetch {found.id[-SHORT:]}", settings) as progress:
-            done = transfer.fetch(store, found, target, include=include, force=force, progress=progress)
+            done = transfer.fetch(store, found, target, include=include, force=force, durable=sync, progress=progress)
     click.echo(f"Fetched {files(done.files, done.size)} into {formats.visible(str(done.path))}")
 
 

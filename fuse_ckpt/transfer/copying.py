@@ -58,26 +58,31 @@ def clone(source: int, target: int) -> bool:
     return True
 
 
-def copy(source: int, target: int, size: int, advance: Advance = ignore, *, behind: bool = False) -> str:
+def copy(
+    source: int, target: int, size: int, advance: Advance = ignore, *, behind: bool = False, begin: bool = True
+) -> str:
     """Copy `size` bytes of `source` to the empty file `target`; the BLAKE3-256 of what was written, in hex.
 
     Where the extents are shared, `target` is read back and hashed. A shorter source gives a shorter file. `behind`: a
     thread of its own hashes, by reading again what is written: 1.2 times as fast, with the disk, where a core is free.
+    `begin`: have the disk begin to write at once, for who will wait for it.
     """
     if size and clone(source, target):
         return digest_of(target, advance)
     if behind:
         with _Hashing(target) as hashing:
-            for end, _ in _written(source, target, size, _PIECE_BEHIND, advance):
+            for end, _ in _written(source, target, size, _PIECE_BEHIND, advance, begin):
                 hashing.wrote(end)
         return hashing.digest
     hasher = blake3()
-    for _, data in _written(source, target, size, _PIECE, advance):
+    for _, data in _written(source, target, size, _PIECE, advance, begin):
         hasher.update(data)
     return hasher.hexdigest()
 
 
-def _written(source: int, target: int, size: int, piece: int, advance: Advance) -> Iterator[tuple[int, memoryview]]:
+def _written(
+    source: int, target: int, size: int, piece: int, advance: Advance, begin: bool
+) -> Iterator[tuple[int, memoryview]]:
     """Copy in pieces: up to where the file is written, and the last piece of that."""
     begun = 0  # up to where the disk has been told to write
     for at, data in _read(source, size, piece):
@@ -85,7 +90,7 @@ def _written(source: int, target: int, size: int, piece: int, advance: Advance) 
         end = at + len(data)
         yield end, data
         advance(len(data))
-        if end - begun >= _STEP:
+        if begin and end - begun >= _STEP:
             # Whoever makes the copy durable at the end finds most of it on the disk.
             _libc.sync_file_range(target, ctypes.c_int64(begun), ctypes.c_int64(end - begun), _SYNC_FILE_RANGE_WRITE)
             begun = end

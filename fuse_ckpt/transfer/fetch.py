@@ -48,14 +48,16 @@ def fetch(
     *,
     include: Sequence[str] = (),
     force: bool = False,
+    durable: bool = False,
     progress: copying.Progress | None = None,
 ) -> Fetched:
     """Write the checkpoint's files (those that fit one of the globs `include`, if there are any) into `destination`.
 
     `destination` must be absent or empty; with `force` it may hold other files, and those of the same names are
-    replaced. What is there at the end is on the disk. Raises UsageError (destination in use, in a mount of ours or in
-    the store), NotFound (no file fits), Busy (another fetch writes there), FuseCkptError (no room),
-    UnknownCheckpoint, CorruptBlob, Corrupt and OSError.
+    replaced. `durable`: wait until all is on the disk; else a power cut soon after may take the copy away, as it may
+    what cp(1) has written. Raises UsageError (destination in use, in a mount of ours or in the store), NotFound (no
+    file fits), Busy (another fetch writes there), FuseCkptError (no room), UnknownCheckpoint, CorruptBlob, Corrupt and
+    OSError.
     """
     with store.lease(checkpoint.id, f"a fetch, process {os.getpid()}"):
         entries = selection.chosen(store.manifest(checkpoint.id).entries, include)
@@ -65,12 +67,13 @@ def fetch(
             places.told_where_full(str(destination), "make room, or choose another --destination"),
             _partial(destination, checkpoint.id, fresh) as (partial, partial_fd),
         ):
-            kept = _write_all(store, entries, partial, partial_fd, progress)
+            kept = _write_all(store, entries, partial, partial_fd, progress, durable=durable)
             if fresh:
                 partial.rename(destination)
-                tree.sync_path(destination.parent)
+                if durable:
+                    tree.sync_path(destination.parent)
             else:
-                _merge(entries, partial_fd, destination)
+                _merge(entries, partial_fd, destination, durable=durable)
     files = sum(entry.kind is Kind.FILE for entry in entries)
     return Fetched(destination, files, selection.total_size(entries), kept)
 
@@ -139,9 +142,15 @@ def _claim(fd: int, path: Path) -> None:
 
 
 def _write_all(
-    store: Store, entries: Sequence[Entry], partial: Path, root_fd: int, progress: copying.Progress | None
+    store: Store,
+    entries: Sequence[Entry],
+    partial: Path,
+    root_fd: int,
+    progress: copying.Progress | None,
+    *,
+    durable: bool,
 ) -> int:
-    """Bring the partial to hold just `entries`, durably; the number of files that it held already."""
+    """Bring the partial to hold just `entries`; the number of files that it held already."""
     files = {entry.path: entry for entry in entries if entry.kind is Kind.FILE}
     above = {path for entry in entries for path in selection.parents(entry.path)}
     tree.prune(root_fd, files, above | {entry.path for entry in entries if entry.kind is Kind.DIRECTORY})
@@ -160,12 +169,13 @@ def _write_all(
 
     def write(entry: Entry) -> None:
         alone = entry.size >= lanes.LARGE and entry.size * LANES.large > total  # the other lane is done before it
-        _write_file(store, entry, root_fd, stop.between(advance), behind=alone)
+        _write_file(store, entry, root_fd, stop.between(advance), behind=alone, begin=durable)
 
     _check_room(store, missing, partial)
     lanes.run_by_size(LANES, missing, _size_of, write, stop)
     _write_names(entries, root_fd)
-    tree.sync(root_fd, {*files, *above})
+    if durable:
+        tree.sync(root_fd, {*files, *above})
     return len(present)
 
 
@@ -198,13 +208,15 @@ def _check_room(store: Store, missing: Sequence[Entry], partial: Path) -> None:
     places.check_room(partial, selection.total_size(missing), shares)
 
 
-def _write_file(store: Store, entry: Entry, root_fd: int, advance: copying.Advance, *, behind: bool) -> None:
+def _write_file(
+    store: Store, entry: Entry, root_fd: int, advance: copying.Advance, *, behind: bool, begin: bool
+) -> None:
     """Copy the entry's blob to its name and compare the digest of what then is there."""
     with _blob(store, entry) as source, tree.parent(root_fd, entry.path, create=True) as (above, name):
         target = os.open(name, tree.CREATE, 0o600, dir_fd=above)
         try:
             size = os.fstat(source).st_size
-            digest = copying.copy(source, target, entry.size, advance, behind=behind)
+            digest = copying.copy(source, target, entry.size, advance, behind=behind, begin=begin)
             tree.restore(target, entry, 0o400)
         finally:
             os.close(target)
@@ -250,7 +262,7 @@ def _order(entry: Entry) -> tuple[bool, str]:
     return entry.kind is Kind.SYMLINK, entry.path
 
 
-def _merge(entries: Sequence[Entry], partial_fd: int, destination: Path) -> None:
+def _merge(entries: Sequence[Entry], partial_fd: int, destination: Path, *, durable: bool) -> None:
     """Move what was written to its names below an existing destination, file by file."""
     root_fd = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -263,7 +275,8 @@ def _merge(entries: Sequence[Entry], partial_fd: int, destination: Path) -> None
                 tree.parent(root_fd, entry.path, create=True) as (to, _),
             ):
                 os.rename(name, name, src_dir_fd=source, dst_dir_fd=to)
-        tree.sync(root_fd, {above for entry in entries for above in selection.parents(entry.path)})
+        if durable:
+            tree.sync(root_fd, {above for entry in entries for above in selection.parents(entry.path)})
     except (NotADirectoryError, IsADirectoryError) as error:
         raise FuseCkptError(
             f"{destination / entry.path} is in the way (a symlink, or a directory where a file belongs): "

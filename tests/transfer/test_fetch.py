@@ -274,9 +274,9 @@ def test_a_file_that_outweighs_the_others_is_hashed_behind_the_writing(
     real, large = copying.copy, b"large" * (4 << 20)
     apart: dict[int, bool] = {}
 
-    def noted(source: int, target: int, size: int, advance: copying.Advance, *, behind: bool) -> str:
+    def noted(source: int, target: int, size: int, advance: copying.Advance, *, behind: bool, **more: bool) -> str:
         apart[size] = behind
-        return real(source, target, size, advance, behind=behind)
+        return real(source, target, size, advance, behind=behind, **more)
 
     monkeypatch.setattr(copying, "copy", noted)
     checkpoint = publish(store, [file(store, "large", large), file(store, "small", b"small")])
@@ -290,6 +290,24 @@ def test_a_file_that_outweighs_the_others_is_hashed_behind_the_writing(
     with pytest.raises(CorruptBlob, match="large are damaged"):
         fetch(store, checkpoint, out.parent / "again")
     assert os.listdir(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "into another"])
+def test_who_asks_for_it_has_each_name_on_the_disk(
+    store: Store, out: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    synced: set[str] = set()
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.readlink(f"/proc/self/fd/{fd}")))
+    checkpoint = publish(store, [file(store, "d/a", b"x" * 99_999), file(store, "b", b"y")])
+    for durable in (False, True):
+        if there:
+            (out.parent / f"{durable}").mkdir()
+            (out.parent / f"{durable}" / "other").touch()
+        synced.clear()
+        fetch(store, checkpoint, out.parent / f"{durable}", durable=durable, force=there)
+        names = {path.rpartition("partial-" + checkpoint.id)[2] for path in synced}
+        above = f"{out.parent}/True" if there else str(out.parent)
+        assert names == ({"", "/d", "/d/a", "/b", above, *([f"{above}/d"] if there else [])} if durable else set())
 
 
 def test_a_disk_that_fills_up_leaves_nothing(store: Store, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
