@@ -29,6 +29,9 @@ _SORTABLE = {
 }
 
 
+_ROWS = 1_000  # of a table, unless asked for more: nobody reads them, and a terminal draws 3,000 in a second
+
+
 @click.group("checkpoint", short_help="Inspect, fetch, delete checkpoints.")
 def checkpoint() -> None:
     """Checkpoints of all jobs.
@@ -45,7 +48,10 @@ def checkpoint() -> None:
 @click.option("--tag", metavar="TAG", help="Only the one that has the tag.")
 @click.option("--status", type=click.Choice(["available", "failed", "pending", "deleted"]), help="In this state only.")
 @click.option("--sort", type=click.Choice(list(_SORTABLE)), help="Smallest first; by time unless given.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The newest N; with --sort, the first N.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N",
+    help="The newest N; with --sort, the first N. A table has 1,000 unless given.",
+)  # fmt: skip
 @click.pass_obj
 def list_checkpoints(
     settings: Settings,
@@ -61,16 +67,23 @@ def list_checkpoints(
     if tag is not None and status is not None:
         raise click.UsageError("--tag names one checkpoint: --status cannot choose among it.")
     by_time = sort is None or sort == "time"
-    wanted = _Wanted(job, name, tag, status, None if by_time else sort, limit)
+    rows = limit or (None if as_json else _ROWS)
+    wanted = _Wanted(job, name, tag, status, None if by_time else sort, rows and rows + 1)  # one tells of more
     with access.existing_store(settings) if job is None else access.store_with_job(settings, job) as store:
         records = [] if store is None else _records(store, wanted)
+    more = rows is not None and len(records) > rows
     if not by_time:
-        records = listing.sorted_by(records, _SORTABLE[sort or ""])[:limit]
+        records = listing.sorted_by(records, _SORTABLE[sort or ""])[:rows]
+    elif rows is not None:
+        records = records[-rows:]
     if as_json:
         click.echo(render.to_json(records))
     else:
         columns = listing.TRASH_COLUMNS if status == "deleted" else listing.STORE_COLUMNS
         listing.show("List of Checkpoints", columns, records, colour=settings.colour)
+        if more and limit is None:
+            which = "newest" if by_time else "first"
+            click.echo(f"Only the {which} {_ROWS:,} are shown: --limit N shows N, --json all.", err=True)
 
 
 class _Wanted(NamedTuple):

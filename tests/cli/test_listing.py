@@ -220,6 +220,23 @@ def test_the_list_can_be_narrowed_and_sorted(
     assert [item["name"] for item in json.loads(program("checkpoint", "list", "--json", *options).out)] == names
 
 
+def test_a_table_has_as_many_rows_as_somebody_reads(program: Any, shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_ckpt.cli.checkpoint._ROWS", 2)
+    for step in (1, 2, 3):
+        shelf.put(f"checkpoint-{step}", metadata=Metadata(step=step))
+
+    def steps(*options: str) -> tuple[list[str], str]:
+        said = program("checkpoint", "list", *options)
+        return [row[4] for row in said.rows], said.err
+
+    assert steps() == (["2", "3"], "Only the newest 2 are shown: --limit N shows N, --json all.\n")
+    assert steps("--sort", "step") == (["1", "2"], "Only the first 2 are shown: --limit N shows N, --json all.\n")
+    assert steps("--limit", "3") == (["1", "2", "3"], "")
+    assert steps("--limit", "1") == (["3"], ""), "who asked for that many knows"
+    assert steps("--name", "*-[12]") == (["1", "2"], "")
+    assert len(json.loads(program("checkpoint", "list", "--json").out)) == 3
+
+
 def test_the_list_of_an_unknown_job_is_not_found(program: Any, shelf: Any) -> None:
     shelf.put()
     assert program("checkpoint", "list", "--job", "nobody").code == 3
