@@ -41,8 +41,12 @@ def cold_blob(mounted: Mount, name: str) -> tuple[Path, Path]:
 def make_cold(path: Path) -> None:
     with opened(path, os.O_RDONLY) as fd:
         os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        assert cached(fd, 0, SIZE) == 0
+
+        def is_cold() -> bool:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            return cached(fd, 0, SIZE) == 0
+
+        wait_until("nothing of it is in memory", is_cold)
 
 
 def in_memory(blob: Path, part: range) -> int:
@@ -56,8 +60,8 @@ def read(mapping: torch.Tensor, start: int, stop: int) -> None:
 
 
 def read_on(mapping: torch.Tensor, blob: Path) -> None:
-    """Read, a MiB at a time, until what lies further ahead than the kernel reads by itself is in memory."""
-    steps = iter(range(0, SIZE - 32 * MIB, MIB))
+    """Read, a MiB at every third look, until what lies further ahead than the kernel reads by itself is in memory."""
+    steps = iter(start for start in range(0, SIZE - 32 * MIB, MIB) for _ in range(3))
 
     def is_ahead() -> bool:
         start = next(steps)
