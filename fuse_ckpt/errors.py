@@ -204,6 +204,10 @@ class BucketMissing(StorageFailed):
     """There is no such bucket (container)."""
 
 
+class PartsRefused(StorageFailed):
+    """The object store sends the whole of an object where a part of it is asked for."""
+
+
 class Unreachable(StorageFailed):
     """Nobody answers at the endpoint, or no longer."""
 

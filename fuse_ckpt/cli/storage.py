@@ -112,6 +112,8 @@ def _reach(connection: Connection, settings: Settings) -> tuple[Connection, str]
 
 
 def _sharing(probed: Probed, connection: Connection) -> str:
+    if not probed.reads_parts:
+        return "it sends whole objects where parts are asked for: only for checkpoint export --no-read-back"
     if probed.creates_once:
         return "several machines can share it"
     alone = "as was asked for" if connection.exclusive else "storage attach --exclusive"
@@ -197,6 +199,7 @@ def _probed(name: str, probed: Probed) -> Record:
         "storage": name,
         "path": str(probed.place),
         "readsBack": probed.reads_back,
+        "readsParts": probed.reads_parts,
         "removes": probed.removes,
         "secondCreateSucceeded": probed.second_create,
         "winnersOf16": probed.winners,

@@ -41,9 +41,15 @@ class SharedStore:
     def establish(self, probed: Probed, now_ns: int, *, exclusive: bool = False) -> Format:
         """Make a shared store here, or find the one that is here already.
 
-        Errors: StorageFailed (the probe found that the store ignores conditions, and it is not for exclusive use;
-        or it is exclusively another's), UsageError (other things lie there), Corrupt.
+        Errors: StorageFailed (the probe found that the store ignores conditions, and it is not for exclusive use, or
+        that it gives no parts of objects; or it is exclusively another's), UsageError (other things lie there),
+        Corrupt.
         """
+        if not probed.reads_parts:
+            raise StorageFailed(
+                f"{self.place}: its object store sends whole objects where parts are asked for: what is copied there "
+                "could not be fetched; use another."
+            )
         if not probed.creates_once and not exclusive:
             raise StorageFailed(
                 f"{self.place}: of many who made one object at once {probed.winners} were told that they had: machines "

@@ -17,6 +17,7 @@ from fuse_ckpt.errors import (
     BucketMissing,
     CredentialsRefused,
     FuseCkptError,
+    PartsRefused,
     PermissionRefused,
     StorageFailed,
     Unreachable,
@@ -77,6 +78,8 @@ def complaint(said: str, where: Where, what: str) -> StorageFailed:
         return StorageFailed(f"{where} has {what} in another region: name it with storage create --region.")
     if _NO_CREDENTIALS.search(said):
         return CredentialsRefused(f"{where}: there are no credentials for it: {where.credentials}.")
+    if "non-partial response" in said:
+        return PartsRefused(f"{where} sends whole objects where parts are asked for: no large one can be read from it.")
     return _silence(said, where) or _local(said, where, what)
 
 

@@ -1,7 +1,8 @@
 """What an object store can do, found out by doing it; what was written for it is removed again.
 
-Several machines can share a store if of many conditional creates of one object exactly one succeeds. Some servers take
-the condition and ignore it, so it is tried: twice, one after the other, then many at once.
+Large files come back in parts, so a part is asked for. Several machines can share a store if of many conditional
+creates of one object exactly one succeeds. Some servers take the condition and ignore it, so it is tried: twice, one
+after the other, then many at once.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from uuid import uuid4
 
 from msgspec import Struct
 
-from fuse_ckpt.errors import StorageFailed
+from fuse_ckpt.errors import PartsRefused, StorageFailed
 from fuse_ckpt.transfer import lanes
 from fuse_ckpt.transfer.names import Place
-from fuse_ckpt.transfer.remote import Remote
+from fuse_ckpt.transfer.remote import Found, Remote
 
 RACERS = 16
 PROBE = ".fuse-ckpt-probe-"  # begins the name of what is written to try a store out
@@ -29,6 +30,7 @@ class Probed(Struct, frozen=True):
     second_create: bool  # a second conditional create of one object succeeded
     winners: int  # of RACERS conditional creates at once
     removes: bool  # what was removed is gone
+    reads_parts: bool  # of an object a part can be had: no large file comes back otherwise
 
     @property
     def creates_once(self) -> bool:
@@ -46,6 +48,7 @@ def probe(remote: Remote, place: Place) -> Probed:
     try:
         remote.put(plain, data)
         reads_back = remote.get(plain, 2000) == data and plain in remote.list(top.prefix)
+        reads_parts = _reads_parts(remote, plain, data)
         remote.create(twice, b"first")
         second = remote.create(twice, b"second")
         winners = _race(remote, race)
@@ -56,7 +59,14 @@ def probe(remote: Remote, place: Place) -> Probed:
             with contextlib.suppress(StorageFailed):
                 remote.delete(keys)
         remote.drop_directory(top.prefix)
-    return Probed(place, reads_back, second, winners, removed)
+    return Probed(place, reads_back, second, winners, removed, reads_parts)
+
+
+def _reads_parts(remote: Remote, key: str, data: bytes) -> bool:
+    try:
+        return remote.read_range(Found(key, len(data), 0), 100, 200) == data[100:200]
+    except PartsRefused:
+        return False
 
 
 def _race(remote: Remote, key: str) -> int:

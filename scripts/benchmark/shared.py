@@ -45,7 +45,7 @@ def _shared(server: Seaweed, cache: Path | None = None) -> tuple[SharedStore, Re
     remote = Remote(server.connection(), BUCKET, NOWHERE)
     place = Place(BUCKET, "shared")
     shared = SharedStore(remote, place, cache=cache)
-    shared.establish(Probed(place, True, False, 1, True), 1)
+    shared.establish(Probed(place, True, False, 1, True, True), 1)
     return shared, remote
 
 

@@ -16,7 +16,8 @@ from fuse_ckpt.session import attach, sync
 from fuse_ckpt.store import Store
 from tests.sharing.careless import Careless, careless_store
 from tests.store.conftest import commit
-from tests.transfer.seaweed import BUCKET
+from tests.transfer import rclone
+from tests.transfer.seaweed import BUCKET, NOWHERE
 
 
 @pytest.fixture
@@ -132,6 +133,28 @@ def test_an_object_store_that_ignores_conditions_is_for_one_machine(
     assert json.loads(program("storage", "list", "--json").out)[0]["attached"] is None
     alone = program("storage", "attach", "careless", "--exclusive")
     assert (alone.code, "for this store's exclusive use" in alone.out) == (0, True), alone
+
+
+def test_a_server_from_which_nothing_large_comes_back_is_refused(
+    program: Any, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", NOWHERE["AWS_METADATA_ENDPOINT"])
+    found = shelf.put(files={"a": b"a"})
+    with rclone.serving(tmp_path) as known:
+        given = ["--endpoint", known.endpoint, "--bucket", BUCKET, "--credentials-file", known.credentials_file]
+        made = program("storage", "create", "rclone", "--provider", "s3", *given)
+        assert (made.code, "only for checkpoint export --no-read-back" in made.out) == (0, True), made
+        for options in ([], ["--exclusive"]):
+            refused = program("storage", "attach", "rclone", *options)
+            assert (refused.code, refused.err.count("\n")) == (1, 1), refused
+            assert "sends whole objects where parts are asked for" in refused.err
+        assert json.loads(program("storage", "list", "--json").out)[0]["attached"] is None
+        to = ["--storage-provider", "rclone", "--destination-path"]
+        proved = program("checkpoint", "export", found.id, *to, f"{BUCKET}/proved")
+        assert (proved.code, "no large one can be read from it" in proved.err) == (1, True), proved
+        trusted = program("checkpoint", "export", found.id, *to, f"{BUCKET}/trusted", "--no-read-back")
+        assert trusted.code == 0, trusted
+        assert (tmp_path / "rclone" / BUCKET / "trusted" / "a").read_bytes() == b"a"
 
 
 def test_other_things_at_that_place_are_left_alone(lake: Any, tmp_path: Path) -> None:

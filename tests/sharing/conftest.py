@@ -43,7 +43,7 @@ def shared(remote: Remote, place: Place) -> SharedStore:
 
 
 def probed(place: Place, winners: int = 1) -> Probed:
-    return Probed(place, True, winners > 1, winners, True)
+    return Probed(place, True, winners > 1, winners, True, True)
 
 
 def established(store: SharedStore) -> SharedStore:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fuse_ckpt.errors import PermissionRefused
 from fuse_ckpt.transfer import Place, Remote, probe
+from tests.transfer import rclone
 from tests.transfer.conftest import place_in_bucket
 from tests.transfer.proxy import Proxy
-from tests.transfer.seaweed import Seaweed
+from tests.transfer.seaweed import BUCKET, NOWHERE, Seaweed
 
 
 def test_a_store_that_keeps_conditions_can_be_shared(remote: Remote, there: Place) -> None:
@@ -31,6 +33,14 @@ def test_a_store_that_ignores_conditions_is_found_out(seaweed: Seaweed, monkeypa
     assert found.second_create
     assert found.winners == 16
     assert not found.creates_once
+
+
+def test_a_server_that_sends_no_parts_and_has_16_winners_is_found_out(tmp_path: Path) -> None:
+    with rclone.serving(tmp_path) as connection:
+        found = probe(Remote(connection, BUCKET, NOWHERE, 5.0), Place(BUCKET, "x"))
+    assert (found.reads_back, found.reads_parts) == (True, False)
+    assert (found.second_create, found.creates_once) == (True, False)
+    assert found.winners > 1
 
 
 def test_who_may_only_read_is_told_so(seaweed: Seaweed) -> None:
