@@ -21,6 +21,7 @@ from fuse_ckpt.transfer.complaints import complaint, translated
 PART = 8 << 20  # bytes of a part of an upload, and of a ranged read
 PARTS_MAX = 9_900  # of one object; S3 takes 10,000
 PARTS_AT_ONCE = 10  # with PART bytes each
+FILE_PARTS = 3  # of a file in a directory: there is no network to wait for, and a slow disk lets them pile up
 MEMORY = 96 << 20  # bytes that the parts of one upload may hold together; larger parts mean fewer at once
 READS_AT_ONCE = 4
 LIST_CHUNK = 1000  # objects
@@ -172,7 +173,7 @@ class Remote:
             if size <= 2 * PART:
                 obstore.put(self._client, key, b"".join(chunks(part)), use_multipart=False)
                 return
-            at_once = max(1, min(PARTS_AT_ONCE, MEMORY // part))
+            at_once = max(1, min(PARTS_AT_ONCE if self._root is None else FILE_PARTS, MEMORY // part))
             obstore.put(self._client, key, chunks(part), use_multipart=True, chunk_size=part, max_concurrency=at_once)
 
     def read(self, found: Found, stop: lanes.Stop, start: int = 0) -> Iterator[memoryview]:
