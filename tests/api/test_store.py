@@ -168,6 +168,18 @@ def test_a_lease_keeps_a_checkpoint_from_being_deleted(shelf: Any, store: Any) -
             raise AssertionError
 
 
+def test_fetch_waits_for_the_disk_where_that_is_asked_for(
+    shelf: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.put("d", files={"x": b"1"})
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with store() as opened:
+        opened.fetch("digits/d", tmp_path / "a")
+        opened.fetch("digits/d", tmp_path / "b", durable=True)
+    assert [Path(path).parent.name.partition(".")[0] for path in synced if path.endswith("/x")] == ["b"]
+
+
 def test_fetch_copies_the_files(shelf: Any, store: Any, tmp_path: Path) -> None:
     shelf.put("d", {"x/one": b"1", "two": b"22"}, shape=Shape.DIRECTORY)
     with store() as opened:

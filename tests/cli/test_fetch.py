@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ def test_fetch_into_a_directory_in_use_is_a_usage_error_unless_forced(program: A
     assert (here / "out/ckpt.pt").read_bytes() == b"old"
     assert program("checkpoint", "fetch", "digits/ckpt.pt", "--destination", "out", "--force").code == 0
     assert (here / "out/ckpt.pt").read_bytes() == b"new"
+
+
+def test_fetch_waits_for_the_disk_where_that_is_asked_for(
+    program: Any, shelf: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.put(files={"ckpt.pt": b"12345678"})
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    for name, options in (("a", []), ("b", ["--sync"])):
+        assert program("checkpoint", "fetch", "digits/ckpt.pt", "--destination", name, *options).code == 0
+    files = [Path(path) for path in synced if path.endswith("ckpt.pt")]
+    assert [path.parent.name.partition(".")[0] for path in files] == ["b"]
 
 
 def test_fetch_of_damaged_bytes_exits_with_4_and_leaves_nothing(program: Any, shelf: Any, here: Path) -> None:
