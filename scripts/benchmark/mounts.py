@@ -16,6 +16,7 @@ from typing import Any
 from fuse_ckpt.session import pending_units
 from fuse_ckpt.store import Store
 from scripts.benchmark.places import EXAMPLE, OURS, Place
+from scripts.mountpoints import answers, is_mounted
 
 PROGRAM = (sys.executable, "-m", "fuse_ckpt")
 READY_PATIENCE = 60.0  # seconds until a mount answers
@@ -36,12 +37,6 @@ def wait_until(what: str, look: Callable[[], bool], patience: float, poll: float
         if time.monotonic() > deadline:
             raise BenchError(f"{what}: not within {patience:g} s")
         time.sleep(poll)
-
-
-def is_mounted(path: Path) -> bool:
-    """Whether something is mounted at exactly this place, however stale."""
-    with open("/proc/self/mountinfo") as lines:
-        return any(line.split(" ")[4] == str(path) for line in lines)
 
 
 class Child:
@@ -81,10 +76,7 @@ class Child:
     def _is_ready(self) -> bool:
         if self._process.poll() is not None:
             raise BenchError(f"the daemon of {self._mountpoint} ended: {_last_line(self._log)}")
-        try:
-            return is_mounted(self._mountpoint) and os.statvfs(self._mountpoint).f_blocks > 0
-        except OSError:
-            return False
+        return answers(self._mountpoint)
 
 
 class Ours(Place):

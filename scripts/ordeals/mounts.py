@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from scripts.mountpoints import answers
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "fuse_ckpt")
 PATIENCE = 60.0  # seconds, for what takes well under one on an idle machine
@@ -119,10 +121,7 @@ class Mounted:
         assert self._process is not None
         if self._process.poll() is not None:
             raise OrdealError(f"the daemon of {self.job} ended with {self._process.returncode}: {self.last_words()}")
-        try:
-            return str(self.path) in mounted_below(self.path) and os.statvfs(self.path).f_blocks > 0
-        except OSError:  # the dead mount before, which it has not cleared yet
-            return False
+        return answers(self.path)
 
 
 def data_paths() -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from typing import Any
 from fuse_ckpt.model import Checkpoint, State
 from fuse_ckpt.session import control
 from fuse_ckpt.store import Layout, Store
+from scripts.mountpoints import answers, is_mounted
 
 PATIENCE = 30.0  # seconds, for what takes well under one on an idle machine
 STEP = 0.02  # seconds between two looks
@@ -38,12 +39,6 @@ def wait_until(what: str, look: Callable[[], Any], patience: float = PATIENCE) -
             raise AssertionError(f"{what}: not within {patience:g} s")
         time.sleep(STEP)
     return seen
-
-
-def is_mounted(path: Path) -> bool:
-    """Whether something is mounted at exactly this place, however stale."""
-    with open("/proc/self/mountinfo") as lines:
-        return any(line.split(" ")[4] == str(path) for line in lines)
 
 
 def detach(path: Path) -> None:
@@ -87,10 +82,7 @@ class Daemon:
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:
             raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log}")
-        try:
-            return is_mounted(self.path) and os.statvfs(self.path).f_blocks > 0  # stat(2) may be the kernel's memory
-        except OSError:  # a dead mount, that it has not cleared yet
-            return False
+        return answers(self.path)
 
     def descriptors(self) -> Counter[str]:
         """What the daemon has open, without the directories that it holds for names the kernel remembers, and the

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mountpoints import is_mounted
 from tests.conftest import MountJob
 from tests.mount.containers import NO_DEVICE, NO_PRIVILEGE
-from tests.mount.harness import PROGRAM, is_mounted
+from tests.mount.harness import PROGRAM
 from tests.mount.runs import OUTPUT, Desk, listing, one_line
 
 pytestmark = pytest.mark.mount

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fuse_ckpt.model import Checkpoint
-from tests.mount.harness import detach, is_mounted, sha256, wait_until
+from scripts.mountpoints import is_mounted
+from tests.mount.harness import detach, sha256, wait_until
 from tests.mount.runs import Desk, listing, one_line, python
 
 pytestmark = pytest.mark.mount

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mountpoints import is_mounted
 from tests.conftest import MountJob
 from tests.mount.containers import PLACES, VOLUME, contained, why_none
-from tests.mount.harness import PROGRAM, Mount, is_mounted, wait_until
+from tests.mount.harness import PROGRAM, Mount, wait_until
 from tests.mount.runs import INPUT, OUTPUT, Desk, python
 
 pytestmark = pytest.mark.mount

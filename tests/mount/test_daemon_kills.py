@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mountpoints import is_mounted
 from tests.conftest import MountJob
-from tests.mount.harness import Mount, detach, is_mounted
+from tests.mount.harness import Mount, detach
 from tests.staging.trainer import torch_zip
 
 pytestmark = [pytest.mark.mount, pytest.mark.once]

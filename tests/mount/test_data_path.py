@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from fuse_ckpt.fuse.passthrough import probe
+from scripts.mountpoints import is_mounted
 from tests.conftest import MountJob
 from tests.mount.containers import NO_PRIVILEGE
-from tests.mount.harness import PROGRAM, Mount, is_mounted, wait_until
+from tests.mount.harness import PROGRAM, Mount, wait_until
 from tests.mount.runs import DATA_PATH, Desk, one_line, python
 from tests.semantics.parity import opened, outcome, put
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.mount.harness import Mount, is_mounted, sha256
+from scripts.mountpoints import answers, is_mounted
+from tests.mount.harness import Mount, sha256
 
 pytestmark = pytest.mark.mount
 
@@ -26,6 +27,15 @@ def test_a_mount_comes_back_after_its_daemon_was_killed(mounted: Mount) -> None:
     mounted.mount()
     assert os.listdir(mounted.path) == ["ckpt.bin"]
     assert len(mounted.checkpoints(all=True)) == 1
+
+
+def test_a_mount_answers_while_it_is_served_and_the_directory_below_it_does_not(mounted: Mount) -> None:
+    assert answers(mounted.path)
+    mounted.kill(clear=False)
+    assert is_mounted(mounted.path)
+    assert not answers(mounted.path)
+    assert mounted.cli("umount", str(mounted.path)).returncode == 0
+    assert not answers(mounted.path)
 
 
 def test_a_warning_in_the_log_does_not_go_unseen(mounted: Mount) -> None:

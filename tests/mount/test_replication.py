@@ -17,7 +17,8 @@ from fuse_ckpt.model import Connection, Provider, Replica, Stage
 from fuse_ckpt.session import attach, control
 from fuse_ckpt.store import Layout, Store
 from fuse_ckpt.transfer import Place, access_of
-from tests.mount.harness import PROGRAM, is_mounted, sha256, wait_until
+from scripts.mountpoints import is_mounted
+from tests.mount.harness import PROGRAM, sha256, wait_until
 from tests.mount.runs import OUTPUT, Desk, one_line, python
 from tests.transfer import proxy
 from tests.transfer.proxy import Proxy

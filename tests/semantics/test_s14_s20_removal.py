@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from fuse_ckpt.store import Store
+from scripts.mountpoints import is_mounted
 from tests.conftest import MountJob
-from tests.mount.harness import PROGRAM, Mount, is_mounted, wait_until
+from tests.mount.harness import PROGRAM, Mount, wait_until
 from tests.semantics.parity import opened, outcome, put
 
 pytestmark = pytest.mark.mount

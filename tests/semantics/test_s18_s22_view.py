@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scripts.mountpoints import is_mounted
 from tests.conftest import MountJob, mounting
-from tests.mount.harness import Daemon, Mount, detach, is_mounted, sha256, wait_until
+from tests.mount.harness import Daemon, Mount, detach, sha256, wait_until
 from tests.semantics.parity import opened, outcome, put
 
 pytestmark = pytest.mark.mount
