@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Below `unshare --mount`, what runs a command without the mounts that others have made: the namespace's copies would
+# outlive their unmounting, and their daemons serve on until the command ends.
+WITHOUT_MOUNTS = ("sh", "-c", 'umount --all --lazy --no-canonicalize --types fuse.fuse_ckpt; exec "$@"', "sh")
+APART = ("unshare", "--mount", "--propagation", "private", *WITHOUT_MOUNTS)  # needs root
+
 
 def is_mounted(path: Path) -> bool:
     """Whether something is mounted at exactly this place, however stale."""

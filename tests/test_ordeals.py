@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from scripts.mountpoints import APART
 from scripts.ordeals.programs import PACKAGES, programs
 from scripts.ordeals.thirdparty import LACKING, PASS, PLAIN, Outcome, report
 
@@ -29,7 +30,7 @@ def ordeal(tmp_path: Path) -> Ordeal:
     def run(name: str, *arguments: str, patience: float = 280) -> Told:
         disk, found = tmp_path / "disk", tmp_path / "found.json"
         disk.mkdir()
-        alone = ["unshare", "--mount", "--propagation", "private"] if name == "powerloss" else []  # as its script does
+        alone = APART if name == "powerloss" else ()  # as its script does
         said = subprocess.run(
             [*alone, sys.executable, "-m", f"scripts.ordeals.{name}", *arguments, "--json", str(found)],
             capture_output=True, text=True, check=False, cwd=ROOT, timeout=patience,

@@ -20,6 +20,7 @@ from typing import Any
 
 from fuse_ckpt.model import State
 from fuse_ckpt.store import Store
+from scripts.mountpoints import WITHOUT_MOUNTS
 from scripts.ordeals.mounts import PROGRAM, Mounted, OrdealError, end_process, environment, run, workspace
 from scripts.ordeals.onlookers import Onlookers
 
@@ -123,7 +124,7 @@ def _start_apart(
 ) -> None:
     """A `training run` that is process 1 of a namespace of its own, as in a container."""
     unshare = ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
-    before = [*unshare, *PROGRAM, "--store", str(root), "training", "run", name, "--"]
+    before = [*unshare, *WITHOUT_MOUNTS, *PROGRAM, "--store", str(root), "training", "run", name, "--"]
     _start(writers, top, root / "mounts" / name / "output-checkpoint", name, 4, chance, seconds, pause, before)
 
 

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.mountpoints import APART
 from tests.mount.runs import INPUT, OUTPUT, SCRIPTS
 
 VOLUME = "/var/lib/fuse-ckpt"
 PLACES = {OUTPUT: "/output-checkpoint", INPUT: "/input-checkpoint"}
-NO_DEVICE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev && exec "$@"', "sh")
+NO_DEVICE = (*APART, "sh", "-c", 'mount -t tmpfs tmpfs /dev && exec "$@"', "sh")
 NO_PRIVILEGE = (shutil.which("setpriv") or "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "etc")
 

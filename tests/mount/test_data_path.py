@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuse_ckpt.fuse.passthrough import probe
-from scripts.mountpoints import is_mounted
+from scripts.mountpoints import APART, is_mounted
 from tests.conftest import MountJob
 from tests.mount.containers import NO_PRIVILEGE
 from tests.mount.harness import PROGRAM, Mount, wait_until
@@ -99,7 +99,7 @@ def test_the_kernel_moves_the_data_of_a_store_on_another_filesystem(
     for name in ("l", "u", "w", "top"):
         (tmp_path / name).mkdir()
     script = ON_ANOTHER_DISK.format(kind=kind, options=options.format(tmp_path), top=tmp_path / "top", place=place)
-    line = ["unshare", "--mount", "sh", "-c", script, "sh", *PROGRAM]
+    line = [*APART, "sh", "-c", script, "sh", *PROGRAM]
     environment = desk.environment(**{DATA_PATH: "auto"})
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

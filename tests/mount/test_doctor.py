@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mountpoints import APART
 from tests.mount.containers import NO_DEVICE, NO_PRIVILEGE
 from tests.mount.harness import PROGRAM
 from tests.mount.runs import Desk
@@ -51,7 +52,7 @@ def test_the_doctor_warns_of_a_store_that_will_not_last(desk: Desk, tmp_path: Pa
     top = tmp_path / "top"
     mount = f'mount -t {kind} -o {options.format(tmp_path)} {kind} {top} && exec "$@"'
     for store in (top, top / "not" / "yet"):
-        said = _doctor(desk, "unshare", "--mount", "sh", "-c", mount, "sh", store=store)
+        said = _doctor(desk, *APART, "sh", "-c", mount, "sh", store=store)
         assert said.returncode == 0, "a warning is no failure"
         (at,) = [number for number, line in enumerate(said.stdout.splitlines()) if line.startswith("warning")]
         assert kind in said.stdout.splitlines()[at]

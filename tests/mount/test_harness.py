@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
-from scripts.mountpoints import answers, is_mounted
+from scripts.mountpoints import APART, answers, is_mounted
 from tests.mount.harness import Mount, sha256
 
 pytestmark = pytest.mark.mount
@@ -36,6 +37,17 @@ def test_a_mount_answers_while_it_is_served_and_the_directory_below_it_does_not(
     assert not answers(mounted.path)
     assert mounted.cli("umount", str(mounted.path)).returncode == 0
     assert not answers(mounted.path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may unshare")
+def test_a_mount_namespace_apart_keeps_no_mount_of_another_test(mounted: Mount) -> None:
+    command = [*APART, "sh", "-c", "echo up; read _"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "up\n"
+        mounted.umount()  # says "still bound elsewhere" if it does
+        assert other.poll() is None
+        other.communicate("end\n")
 
 
 def test_a_warning_in_the_log_does_not_go_unseen(mounted: Mount) -> None:

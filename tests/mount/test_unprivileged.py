@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mountpoints import APART
 from tests.mount.harness import PROGRAM
 from tests.mount.runs import DATA_PATH, INPUT, OUTPUT, Desk
 
@@ -28,7 +29,6 @@ _NOBODY = 65534
 _PRIVATE = """\
 set -eu
 top=$1; shift
-mount --make-rprivate /
 mknod -m 666 "$top/fuse" c 10 229
 mount --bind "$top/fuse" /dev/fuse
 while [ "$1" != -- ]; do  # pairs: a closed directory, and what lies in it that must be found
@@ -65,7 +65,7 @@ def nobodys() -> Iterator[Path]:
 
 def _as_nobody(place: Path, desk: Desk, script: str) -> subprocess.CompletedProcess[str]:
     closed = list(_closed_parents(sys.base_prefix))
-    line = ["unshare", "--mount", "sh", "-c", _PRIVATE, "sh", str(place), *closed, "--", "bash", "-euc", script]
+    line = [*APART, "sh", "-c", _PRIVATE, "sh", str(place), *closed, "--", "bash", "-euc", script]
     tool = place / "own" / "fuse-ckpt"
     tool.write_text(f'#!/bin/sh\nexec {" ".join(PROGRAM)} "$@"\n')
     tool.chmod(0o755)
