@@ -76,7 +76,9 @@ def _try(place: Path, depth: int) -> None:
 
 def _shake_hands(device: int, depth: int) -> None:
     """Answer the kernel's INIT as a server that wants passthrough and nothing else."""
-    if not select.select([device], [], [], _PATIENCE)[0]:
+    asked = select.poll()  # select(2) takes no descriptor above 1023
+    asked.register(device, select.POLLIN)
+    if not asked.poll(_PATIENCE * 1000):
         raise OSError(errno.ETIMEDOUT, "the kernel does not ask")
     request = os.read(device, p.LARGEST_REQUEST)
     _, _, unique, *_ = p.IN_HEADER.unpack_from(request)

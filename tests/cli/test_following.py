@@ -146,8 +146,7 @@ def test_wait_for_what_makes_no_sense_is_a_usage_error(program: Any, shelf: Any,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_watch_tells_what_happens_until_a_signal_ends_it(shelf: Any, start: Start, number: int, code: int) -> None:
     before = shelf.put("before.pt")
-    watching = start("checkpoint", "watch", "digits")
-    watching.wait_until_it_looks()
+    watching = start("checkpoint", "watch", "digits", "--from", before.id)  # whenever its first look is
     made = shelf.put("made.pt")
     shelf.put("elsewhere.pt", job="other")
     watching.wait_for_events(1)
@@ -166,8 +165,7 @@ def test_watch_tells_what_happens_until_a_signal_ends_it(shelf: Any, start: Star
 
 def test_watch_tells_what_is_restored(shelf: Any, start: Start) -> None:
     found = shelf.put()
-    watching = start("checkpoint", "watch", "digits")
-    watching.wait_until_it_looks()
+    watching = start("checkpoint", "watch", "digits", "--from", found.id)
     shelf.put("other.pt")
     watching.wait_for_events(1)
     shelf.store.delete([found.id])
@@ -178,12 +176,13 @@ def test_watch_tells_what_is_restored(shelf: Any, start: Start) -> None:
 
 
 def test_watch_loses_no_event_of_many(shelf: Any, start: Start) -> None:
-    shelf.store.ensure_job("digits", 1)
-    watching = start("checkpoint", "watch", "digits")
+    watching = start("checkpoint", "watch", "digits", "--from", shelf.put("before.pt").id)
     watching.wait_until_it_looks()
+    shelf.put("first.pt")
+    watching.wait_for_events(1)
     made = [shelf.put(f"{n}.pt") for n in range(60)]
     shelf.store.delete([one.id for one in made[::2]])
-    told = watching.wait_for_events(90)
+    told = watching.wait_for_events(91)[1:]
     assert [event["id"] for event in told if event["event"] == "available"] == [one.id for one in made]
     assert {event["id"] for event in told if event["event"] == "deleted"} == {one.id for one in made[::2]}
     assert watching.signal(signal.SIGTERM) == 143
@@ -219,8 +218,9 @@ def test_watch_until_the_end_waits_for_the_run_and_its_last_command(shelf: Any, 
     run = shelf.store.begin_run("digits", ["train"], 1)
     out = tmp_path / "evaluated"
     with shelf.store.lock_job("digits"):
-        watching = start("checkpoint", "watch", "digits", "--until-end", "--exec", f"echo {{name}} >> {out}; exit 7")
-        watching.wait_until_it_looks()
+        begin = ("--from", shelf.put("before.pt").id)
+        command = f"echo {{name}} >> {out}; exit 7"
+        watching = start("checkpoint", "watch", "digits", *begin, "--until-end", "--exec", command)
         made = [shelf.put(name) for name in ("first.pt", "last.pt")]
         watching.wait_for_events(2)
         assert watching.process.poll() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_the_mode_in_force_is_the_one_asked_for_and_why_is_said(desk: Desk, plac
     assert said_of(desk, place, env="daemon") == daemon
     assert said_of(desk, place, "--data-path", "passthrough", env="daemon") == kernel
     assert "ok       passthrough: the kernel moves the data" in desk.cli("doctor").stdout
+
+
+@pytest.mark.usefixtures("_passes")
+def test_a_process_of_many_descriptors_can_ask_too(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(tmp_path, os.O_PATH)]
+    try:
+        while held[-1] < 1024:
+            held.append(os.dup(held[0]))
+        assert probe(tmp_path).depth > 0
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_mode_that_there_is_not_is_refused(desk: Desk, place: Path) -> None:

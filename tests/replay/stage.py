@@ -17,6 +17,7 @@ from fuse_ckpt.store import Store
 from fuse_ckpt.vfs import Filesystem, job_filesystem
 from tests.replay.player import JOB, PATIENCE, Exits, Player, Result, results
 from tests.replay.traces import Trace
+from tests.vfs.kernel import give_back
 
 
 def play(trace: Trace, place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Result]:
@@ -28,7 +29,16 @@ def play(trace: Trace, place: Path, monkeypatch: pytest.MonkeyPatch) -> list[Res
             trio.run(_beside, store, root_fd, trace, exits, clock=MockClock(autojump_threshold=0))
         problems = store.verify()
         assert problems == []
+        assert _open_below(place / "store" / "jobs") == []
         return results(store)
+
+
+def _open_below(place: Path) -> list[str]:
+    """What this process has open there."""
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [
+        path for path in (os.readlink(one) for one in links if os.path.lexists(one)) if path.startswith(f"{place}/")
+    ]
 
 
 @contextlib.contextmanager
@@ -51,6 +61,7 @@ async def _beside(store: Store, root_fd: int, trace: Trace, exits: Exits) -> Non
         await wait_all_tasks_blocked()
         assert not area.drafts, "something still waits"
         nursery.cancel_scope.cancel()
+        give_back(filesystem)
         uses.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -19,7 +20,8 @@ def test_a_daemon_that_has_started_to_listen_hears_the_first_question(tmp_path: 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(control.listen, tmp_path / "control", answer)
-            assert await trio.to_thread.run_sync(control.ask, tmp_path / "control", "command 1") == {"heard": True}
+            ask = partial(control.ask, tmp_path / "control", "command 1", patience=60.0)
+            assert await trio.to_thread.run_sync(ask) == {"heard": True}
             nursery.cancel_scope.cancel()
 
     for _ in range(20):

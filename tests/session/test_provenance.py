@@ -27,7 +27,8 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(provenance, "GIT_PATIENCE", 60.0)  # git may not get a processor for a second
     top = tmp_path / "repository"
     (top / "src").mkdir(parents=True)
     git(top, "init", "-q")

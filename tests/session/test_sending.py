@@ -350,10 +350,10 @@ def test_a_copy_under_way_is_left_when_it_is_told_to(store: Store) -> None:
     found = commit(store, "a", {"weights": b"w" * 100_000})
     stop = Event()
     left: list[Left] = []
+    pace = Pace(1, stop)
+    pace.let_go(60)  # and the next byte may go in a minute
 
     def work() -> None:
-        pace = Pace(1, stop)
-        pace.let_go(60)  # and the next byte may go in a minute
         try:
             sender(store, pace).send(found.id)
         except Left as error:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "options",
     [
-        ["--kills", "20", "--groups", "12", "--network"],
-        ["--kills", "20", "--groups", "12", "--nodes", "3", "--provider", "file"],
+        ["--kills", "20", "--groups", "12", "--seed", "1", "--network"],
+        ["--kills", "20", "--groups", "12", "--seed", "1", "--nodes", "3", "--provider", "file"],
     ],
     ids=["s3", "file"],
 )

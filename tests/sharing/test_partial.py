@@ -19,7 +19,7 @@ from fuse_ckpt.transfer import Found, Remote, Stop
 from tests.sharing.conftest import JOB
 
 RANGE = 8 << 20
-RANGES = 4
+RANGES = 6
 AT_ONCE = 4  # ranges that are asked for ahead; what a kill finds on its way comes again
 
 

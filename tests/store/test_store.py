@@ -213,7 +213,11 @@ def test_two_processes_that_publish_at_once_lose_nothing_and_repeat_nothing(root
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"ready\n"
         for writer in writers:
-            writer.communicate(b"go\n", timeout=60)
+            assert writer.stdin is not None
+            writer.stdin.write(b"go\n")
+            writer.stdin.flush()
+        for writer in writers:
+            writer.communicate(timeout=60)
         assert [writer.returncode for writer in writers] == [0, 0]
         assert store.generation() > before
         listed = store.checkpoints("job")

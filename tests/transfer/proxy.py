@@ -113,6 +113,7 @@ def _answered(handler: BaseHTTPRequestHandler, answer: http.client.HTTPResponse,
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # connections; 16 at once are more than the default
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that goes away, as killed ones do, is nobody's error."""

@@ -12,7 +12,7 @@ def test_the_bench_of_transfers_runs_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.benchmark.transfers", "--size", "1", "--rounds", "1"]
     done = subprocess.run(
         [*command, "--directory", str(tmp_path)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=120,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["export", "export,", "fetch", "fetch"]

@@ -318,8 +318,11 @@ class TestInterrupted:
         import signal
         import threading
 
+        interrupted: list[str] = []
+
         def interrupt(method: str, path: str, count: int) -> None:
-            if "partNumber=2" in path:
+            if "partNumber=2" in path and not interrupted:
+                interrupted.append(path)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         faulty.decide = interrupt

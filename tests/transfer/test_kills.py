@@ -73,16 +73,16 @@ def test_a_fetch_that_is_killed_at_any_file(store: Store, checkpoint: Checkpoint
         process = begun(store, *command)
 
         def reached(count: int = count, process: subprocess.Popen[bytes] = process) -> bool:
-            there = sum(path.is_file() for path in partial.rglob("*")) if partial.exists() else -1
+            # It may be renamed meanwhile; os.walk does not mind.
+            there = sum(len(files) for _, _, files in os.walk(partial)) if partial.exists() else -1
             return there >= count or process.poll() is not None
 
         wait_until(f"{count} files", reached)
         process.kill()
         code, err = ended(process)
-        if code == 0:
+        if out.exists():  # whole, as is asserted below: the kill came too late
             break
         assert code == -signal.SIGKILL, err
-        assert not out.exists()
     else:
         assert ended(begun(store, *command)) == (0, b"")
     assert {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()} == FILES

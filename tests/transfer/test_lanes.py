@@ -34,12 +34,21 @@ def test_the_first_error_stops_the_others() -> None:
     def work(item: int) -> None:
         if item == 5:
             raise ValueError("five")
+        if item > 5:
+            stopped.wait(20)
         done.append(item)
 
-    stop = lanes.Stop()
+    stopped = threading.Event()
+
+    class Stop(lanes.Stop):
+        def set(self) -> None:
+            super().set()
+            stopped.set()
+
+    stop = Stop()
     with pytest.raises(ValueError, match="five"):
         lanes.run(2, iter(range(1000)), work, stop)
-    assert len(done) < 999
+    assert len(done) <= 6
     with pytest.raises(lanes.Stopped):
         stop.check()
 

@@ -31,6 +31,13 @@ def run(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     return trio.run(function, *arguments)
 
 
+def give_back(filesystem: Filesystem) -> None:
+    """Close the descriptors that it holds, as the end of its process does: a run of all tests is one process."""
+    filesystem.release_all()
+    for inode in [*filesystem._table._by_nid.values()]:
+        inode.drop()
+
+
 class Kernel:
     """Calls by path, answered by `filesystem`. Names are trusted until `forget_name`, as their timeout allows."""
 
@@ -260,6 +267,7 @@ class Mounted:
         trio.run(drain, clock=self._clock)
 
     def close(self) -> None:
+        give_back(self.filesystem)
         self.uses.close()
         os.close(self.root_fd)
 
