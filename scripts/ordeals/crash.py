@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from scripts.ordeals.crash_checks import Checks
-from scripts.ordeals.mounts import PROGRAM, Mounted, OrdealError, environment, fuse_ckpt, run, workspace
+from scripts.ordeals.mounts import PROGRAM, Mounted, OrdealError, environment, fuse_ckpt, run, wait_until, workspace
 from scripts.ordeals.writer import HABITS
 
 JOB = "crash"
@@ -113,6 +113,7 @@ class Rounds:
         self._mount()
         self._checks.after_a_mount()
         self._load(number)
+        wait_until("the writers write", self._checks.has_begun)
         deadline = time.monotonic() + self._chance.uniform(0.05, self._longest)
         while time.monotonic() < deadline:
             self._checks.note_listed()

@@ -39,6 +39,10 @@ class Checks:
         self._logs.append(log)
         return log
 
+    def has_begun(self) -> bool:
+        """Whether every writer of this round has said something."""
+        return all(log.stat().st_size > 0 for log in self._logs)
+
     @property
     def known(self) -> dict[str, Manifest]:
         """What was acknowledged, by id."""

@@ -217,6 +217,7 @@ def one_cut(job: Mounted, checks: Checks, chance: random.Random, place: Path, *,
     if surplus:
         checks.delete(surplus)
     writers = start_writers(job, checks, chance, None)
+    wait_until("the writers write", checks.has_begun)
     deadline = time.monotonic() + chance.uniform(0.2, 2.0)
     while time.monotonic() < deadline:
         checks.note_listed()

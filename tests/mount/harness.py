@@ -214,7 +214,7 @@ class Mount:
 
     def _note_leaks(self, daemon: Daemon) -> None:
         try:  # a commit that runs has files open too
-            wait_until("closed", lambda: not daemon.leaked(), patience=5.0)
+            wait_until("closed", lambda: not daemon.leaked())
         except AssertionError:
             self._problems += [f"leaked: {target} ×{count}" for target, count in daemon.leaked().items()]
 

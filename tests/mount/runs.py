@@ -75,8 +75,8 @@ class Started:
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
 
-    def wait(self) -> int:
-        return self.process.wait(PATIENCE)
+    def wait(self, patience: float = PATIENCE) -> int:
+        return self.process.wait(patience)
 
     def close(self) -> None:
         if self.process.stdin is not None:

@@ -87,9 +87,8 @@ def test_a_watch_goes_on_through_the_death_and_the_next_start_of_the_daemon(
     mounted = mount_job()
     out = tmp_path / "watched"
     with out.open("wb") as stream:
-        watching = subprocess.Popen(
-            [*PROGRAM, "--store", str(mounted.store), "checkpoint", "watch", "job"], stdout=stream, stderr=stream
-        )
+        command = [*PROGRAM, "--store", str(mounted.store), "checkpoint", "watch", "job", "--since", "all"]
+        watching = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         looking = f"/proc/{watching.pid}/fd"
         wait_until("it looks", lambda: any("data.mdb" in str(link.resolve()) for link in Path(looking).iterdir()))

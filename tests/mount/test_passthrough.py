@@ -183,9 +183,12 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("first", [os.O_RDONLY, os.O_RDWR], ids=["first_to_read", "first_to_write"])
-def test_one_file_open_many_times_is_one_file_and_one_checkpoint(mounted: Mount, first: int) -> None:
-    path = put(mounted.path / "m.bin", bytes(8 * SLOT))
-    mounted.wait_for("m.bin")
+def test_one_file_open_many_times_is_one_file_and_one_checkpoint(mount_job: MountJob, first: int) -> None:
+    mounted = mount_job("job", "--quiet-period", "600")  # what is not asked for is not committed
+    (mounted.path / "step_1").mkdir()
+    path = put(mounted.path / "step_1" / "m.bin", bytes(8 * SLOT))
+    assert mounted.cli("checkpoint", "commit", "job").returncode == 0
+    assert len(mounted.committed("step_1")) == 1
     os.truncate(path, 8 * SLOT - 1)  # what is committed stays as it is: from here on this is a file of its own
     with opened(path, first) as held:
         workers = [
@@ -203,12 +206,12 @@ def test_one_file_open_many_times_is_one_file_and_one_checkpoint(mounted: Mount,
             worker.communicate(timeout=30)
             assert worker.returncode == 0
         assert os.pread(held, 9 * SLOT, 0) == path.read_bytes()
-    assert mounted.cli("checkpoint", "commit", "job").returncode == 0  # what is changed in place so often is waited for
-    (_, found) = mounted.wait_for("m.bin", 2)
+    assert mounted.cli("checkpoint", "commit", "job").returncode == 0
+    (_, found) = mounted.committed("step_1")
     assert (mounted.by_id(found) / "m.bin").read_bytes() == expected + bytes(2 * SLOT - 1) + b"!"
     put(mounted.path / "after.bin")
     mounted.wait_for("after.bin")
-    assert len(mounted.committed("m.bin")) == 2
+    assert len(mounted.committed("step_1")) == 2
     wait_until("all is closed", lambda: mounted.status()["open_files"] == 0)
 
 

@@ -25,7 +25,7 @@ def steps(output: str) -> dict[int, str]:
     return {int(step): losses for step, losses in re.findall(r"^step (\d+)  (.*)  saved$", output, re.MULTILINE)}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(desk: Desk) -> None:
     whole = desk.run("whole", command=[*DIGITS, "--epochs", "5"])
     assert whole.returncode == 0, whole.stderr
@@ -43,7 +43,8 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(desk: Desk) ->
     resumed = desk.run("resumed", "-C", "job:latest", command=[*DIGITS, "--epochs", "5"])
     assert resumed.returncode == 0, resumed.stderr
     at = int(re.findall(r"^resumed at step (\d+)", resumed.stdout)[0])
-    assert at == max(steps(started.out)), "the newest that was saved"
+    # The newest that was saved; the kill may have come between the save and the word that it is.
+    assert at - max(steps(started.out)) in (0, 20)
     assert steps(resumed.stdout) == {step: losses for step, losses in expected.items() if step > at}
     assert {one["parentId"] for one in desk.listed("resumed")} == {before[-1]["id"]}
 
@@ -55,10 +56,10 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(desk: Desk) ->
     assert [one["parentId"] for one in desk.listed("job")[len(before) :]] == [before[0]["id"]] * 2
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(600)
 def test_a_trainer_that_rotates_loses_nothing_and_resumes_from_what_it_rotated(desk: Desk) -> None:
     started = desk.start("tiny", command=TINY)
-    wait_until("it ended", lambda: started.process.poll() is not None, patience=100)
+    wait_until("it ended", lambda: started.process.poll() is not None, patience=240)
     assert started.wait() == 0, started.err
     found = {one["name"]: one for one in desk.listed("tiny")}
     left = {path.name for path in (desk.store / "jobs" / "tiny" / "work").glob("checkpoint-*")}

@@ -81,6 +81,8 @@ def test_after_a_kill_of_training_run_the_mount_lasts_as_long_as_the_command(des
 def test_after_a_kill_of_the_daemon_the_run_ends_and_a_restart_finds_everything(desk: Desk) -> None:
     started = desk.start(
         "job",
+        "--quiet-period",
+        "600",
         command=python(
             """
             (out / 'first.bin').write_bytes(b'first')

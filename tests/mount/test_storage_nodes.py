@@ -68,10 +68,10 @@ def test_a_volume_server_that_dies_under_uploads_costs_nothing(
     def copied() -> int:
         return [row["replicated"] for row in here.listed("job")].count("replicated")
 
-    wait_until("copies are made with one server less", lambda: copied() > 4)
+    wait_until("copies are made with one server less", lambda: copied() > 4, patience=120)
     servers.restart_volume(number)
     run.tell()
-    assert run.wait() == 0, run.err
+    assert run.wait(120) == 0, run.err
     assert copied() == SAVES
 
     attach(there, servers, f"volume-{number}")

@@ -17,6 +17,8 @@ from tests.conftest import MountJob
 from tests.mount.harness import Mount
 from tests.semantics.parity import put
 
+NEVER = ("--quiet-period", "600")  # seconds: what is committed is so because of something else
+
 pytestmark = pytest.mark.mount
 
 
@@ -88,14 +90,16 @@ def test_a_unit_with_an_open_file_or_a_temporary_name_waits(mount_job: MountJob)
     """S8: Complete means: no handle open for writing in it, no temporary name in it, and whole by content."""
     mounted = mount_job("job", "--quiet-period", "0.1")
     d = mounted.path / "step_1"
-    save(d / "model.pt")
+    d.mkdir()
     with open(d / "more.bin", "wb") as f:
         f.write(b"half")
+        save(d / "model.pt")
         save(mounted.path / "beside.pt")
         mounted.wait_for("beside.pt")
         assert mounted.committed("step_1") == []
-    save(mounted.path / "step_2" / "model.pt")
+    (mounted.path / "step_2").mkdir()
     put(mounted.path / "step_2" / "x.tmp")
+    save(mounted.path / "step_2" / "model.pt")
     mounted.wait_for("step_1")
     assert mounted.committed("step_2") == []
     os.rename(mounted.path / "step_2" / "x.tmp", mounted.path / "step_2" / "x.bin")
@@ -103,22 +107,25 @@ def test_a_unit_with_an_open_file_or_a_temporary_name_waits(mount_job: MountJob)
     assert files_of(mounted, "step_2") == ["model.pt", "x.bin"]
 
 
-def test_a_directory_renamed_into_place_is_committed_at_once(mounted: Mount) -> None:
+def test_a_directory_renamed_into_place_is_committed_at_once(mount_job: MountJob) -> None:
     """S9: Committed when: a directory is renamed into place: at once."""
+    mounted = mount_job("job", *NEVER)
     save(mounted.path / "tmp-checkpoint-1" / "model.pt")
     os.rename(mounted.path / "tmp-checkpoint-1", mounted.path / "checkpoint-1")
-    mounted.wait_for("checkpoint-1", patience=4.0)  # without a marker it would be 5 s
+    mounted.wait_for("checkpoint-1")
 
 
-def test_all_its_writers_have_exited(mounted: Mount) -> None:
+def test_all_its_writers_have_exited(mount_job: MountJob) -> None:
     """S9: and at once when all its writers have exited."""
+    mounted = mount_job("job", *NEVER)
     code = "import sys, pathlib; d = pathlib.Path(sys.argv[1]); d.mkdir(); (d / 'a.bin').write_bytes(b'1')"
     subprocess.run([sys.executable, "-S", "-c", code, mounted.path / "step_1"], check=True)
-    mounted.wait_for("step_1", patience=4.0)
+    mounted.wait_for("step_1")
 
 
-def test_until_then_it_is_listed_as_pending(mounted: Mount) -> None:
+def test_until_then_it_is_listed_as_pending(mount_job: MountJob) -> None:
     """S9: From its first close until then it is listed as `pending` (with `--all`)."""
+    mounted = mount_job("job", *NEVER)
     save(mounted.path / "step_1" / "model.pt")
     (listed,) = mounted.checkpoints(all=True)
     assert (listed["name"], listed["status"]) == ("step_1", "pending")
@@ -128,12 +135,13 @@ def test_until_then_it_is_listed_as_pending(mounted: Mount) -> None:
     assert (listed["name"], listed["status"]) == ("step_1", "available")
 
 
-def test_a_family_s_marker_is_followed_by_a_second_of_quiet(mounted: Mount) -> None:
+def test_a_family_s_marker_is_followed_by_a_second_of_quiet(mount_job: MountJob) -> None:
     """S9: a family's marker is the newest member: after 1 s of quiet with one writing process."""
+    mounted = mount_job("job", *NEVER)
     d = mounted.path / "checkpoint-7"
     save(d / "optimizer.pt")
     put(d / "trainer_state.json", json.dumps({"global_step": 7, "log_history": [{"step": 7, "loss": 0.5}]}).encode())
-    (found,) = mounted.wait_for("checkpoint-7", patience=4.0)
+    (found,) = mounted.wait_for("checkpoint-7")
     assert (found.metadata.step, found.metadata.train_loss) == (7, 0.5)
 
 

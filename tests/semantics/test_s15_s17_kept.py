@@ -94,15 +94,16 @@ def test_a_kill_of_the_daemon_while_saves_run_loses_nothing_that_was_closed(moun
     assert all(found.failure for found in mounted.committed(status="failed"))
 
 
-def test_what_was_pending_at_a_kill_is_committed_at_the_next_mount(mounted: Mount) -> None:
+def test_what_was_pending_at_a_kill_is_committed_at_the_next_mount(mount_job: MountJob) -> None:
     """S15: the next mount commits or sets aside what was pending."""
+    mounted = mount_job("job", "--quiet-period", "600")
     (mounted.path / "step_1").mkdir()
-    put(mounted.path / "step_1" / "model.bin", b"not committed for 5 s")
+    put(mounted.path / "step_1" / "model.bin", b"not committed for 10 min")
     mounted.kill()
     assert mounted.committed() == []
     mounted.mount()
     (found,) = mounted.wait_for("step_1")
-    assert (mounted.by_id(found) / "model.bin").read_bytes() == b"not committed for 5 s"
+    assert (mounted.by_id(found) / "model.bin").read_bytes() == b"not committed for 10 min"
 
 
 def test_equal_files_are_kept_once(mount_job: MountJob) -> None:
