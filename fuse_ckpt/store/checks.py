@@ -11,14 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CorruptBlob, CorruptRecord, UnknownCheckpoint
-from fuse_ckpt.faults import fault
 from fuse_ckpt.model import Checkpoint, Manifest, Scan, State
 
 from . import verification
-from .codec import manifest_to_json
-from .durable import replace_file
-from .jobs import Jobs
 from .records import Records, blob_sizes
+from .revisions import Revisions
 from .verification import Damage, Progress
 
 T = TypeVar("T")
@@ -38,7 +35,7 @@ class Findings(Struct, frozen=True):
     size: int  # bytes of them
 
 
-class Checks(Jobs):
+class Checks(Revisions):
     """See `Store` for what all methods have in common."""
 
     def open_blob(self, digest: str) -> BinaryIO:
@@ -155,17 +152,16 @@ class Checks(Jobs):
         return holders
 
     def _change(self, checkpoint: str, change: Callable[[Checkpoint], Checkpoint]) -> Checkpoint:
-        def work(records: Records) -> Manifest:
+        def work(records: Records) -> Checkpoint:
             manifest = _known(checkpoint, records.manifest(checkpoint))
             head = change(manifest.checkpoint)
             records.put_checkpoint(head)
-            return replace(manifest, checkpoint=head)
+            return head
 
-        manifest = self._index.write(work)
-        fault("mark:manifest")
+        head = self._index.write(work)
         with suppress(OSError):  # the index has the say
-            replace_file(self.layout.manifest(checkpoint), manifest_to_json(manifest), self.layout.tmp)
-        return manifest.checkpoint
+            self._follow(checkpoint, "mark:manifest")
+        return head
 
 
 def is_marked_damaged(head: Checkpoint) -> bool:

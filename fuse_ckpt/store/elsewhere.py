@@ -45,8 +45,8 @@ class Elsewhere(Lifecycle):
         """
         _check(manifest)
         known = self._index.write(lambda records: _learn(manifest, records))
-        self._write_manifest(known)
-        return known.checkpoint
+        self._follow(known.id, "learn:manifest")
+        return known
 
     def is_learned(self, checkpoint: str) -> bool:
         """Whether it is known what the checkpoint is made of. Errors: UnknownCheckpoint."""
@@ -94,8 +94,8 @@ class Elsewhere(Lifecycle):
             if not self.is_learned(checkpoint) or self.absent(checkpoint):
                 return _known(checkpoint, self._index.read(lambda records: records.by_id(checkpoint)))
             here = self._index.write(lambda records: _arrived(checkpoint, records))
-        self._write_manifest(here)
-        return here.checkpoint
+        self._follow(checkpoint, "arrived:manifest")
+        return here
 
     def evict(self, checkpoints: Sequence[str]) -> list[Checkpoint]:
         """Let go of the bytes of these checkpoints, which lie in an object store, too; those that are elsewhere now.
@@ -107,9 +107,9 @@ class Elsewhere(Lifecycle):
         digests = {one: self._inodes_of(one) for one in wanted}
         evicted = self._index.write(lambda records: [_evict(one, digests[one], records) for one in wanted])
         done = [one for one in evicted if one is not None]
-        for manifest in done:
-            self._write_manifest(manifest)
-        return [one.checkpoint for one in done]
+        for one in done:
+            self._follow(one.id, "evict:manifest")
+        return done
 
     def _leased_now(self, checkpoints: Iterable[str]) -> set[str]:
         found = set()
@@ -165,7 +165,7 @@ class Elsewhere(Lifecycle):
         lock = locks.try_exclusive(self.layout.lock(f"{LEASE}{local}"))
         if lock is None:
             raise CheckpointLeased(f"Checkpoint {local} is in use: it is joined with the other nodes' parts later.")
-        with lock, locks.exclusive(self.layout.lock("publish")):
+        with lock, locks.exclusive(self.layout.lock("publish")), self._marking():
             merged = self._index.write(lambda records: _merge(local, whole, replica, records))
             lock.path.unlink(missing_ok=True)
             self._write_manifest(merged)
@@ -217,17 +217,17 @@ def _add_remote(found: Sequence[tuple[Checkpoint, Replica]], records: Records) -
     return new
 
 
-def _learn(manifest: Manifest, records: Records) -> Manifest:
+def _learn(manifest: Manifest, records: Records) -> Checkpoint:
     known = _known(manifest.checkpoint.id, records.manifest(manifest.checkpoint.id))
     if known.checkpoint.remote is None or known.checkpoint.described:
-        return known
+        return known.checkpoint
     learned = replace(manifest, checkpoint=replace(known.checkpoint, described=True))
     records.put_away(learned)
     records.put_checkpoint(learned.checkpoint)
-    return learned
+    return learned.checkpoint
 
 
-def _arrived(checkpoint: str, records: Records) -> Manifest:
+def _arrived(checkpoint: str, records: Records) -> Checkpoint:
     found = _known(checkpoint, records.manifest(checkpoint))
     here = replace(found, checkpoint=replace(found.checkpoint, remote=None, described=False))
     held = records.held(checkpoint)
@@ -235,10 +235,10 @@ def _arrived(checkpoint: str, records: Records) -> Manifest:
         records.hold(here, dict.fromkeys(held, 0), ())
         records.drop_held(checkpoint)
     records.put_checkpoint(here.checkpoint)
-    return here
+    return here.checkpoint
 
 
-def _evict(checkpoint: str, inodes: Mapping[str, int], records: Records) -> Manifest | None:
+def _evict(checkpoint: str, inodes: Mapping[str, int], records: Records) -> Checkpoint | None:
     found, replica = records.manifest(checkpoint), records.replica(checkpoint)
     if found is None or replica is None or replica.stage is not Stage.REPLICATED:
         return None
@@ -249,7 +249,7 @@ def _evict(checkpoint: str, inodes: Mapping[str, int], records: Records) -> Mani
     gone = replace(found, checkpoint=replace(found.checkpoint, remote=replica.storage, described=True))
     records.put_away(gone)
     records.put_checkpoint(gone.checkpoint)
-    return gone
+    return gone.checkpoint
 
 
 def _known(checkpoint: str, found: T | None) -> T:

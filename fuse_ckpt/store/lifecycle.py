@@ -14,8 +14,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from fuse_ckpt.errors import CheckpointLeased, CheckpointPinned, StoreUnusable, TagTaken, UnknownCheckpoint
-from fuse_ckpt.faults import fault
-from fuse_ckpt.model import Checkpoint, Manifest, State
+from fuse_ckpt.model import Checkpoint, State
 
 from . import locks, references
 from .locks import Lease
@@ -79,7 +78,7 @@ class Lifecycle(Revisions):
         """
         references.check_tag(tag)
 
-        def work(records: Records) -> list[Manifest]:
+        def work(records: Records) -> list[str]:
             head = known(checkpoint, records.by_id(checkpoint))
             pushed = records.newest("", tag)
             if pushed is not None and pushed.id != head.id:
@@ -99,7 +98,7 @@ class Lifecycle(Revisions):
     def untag(self, checkpoint: str, tag: str) -> Checkpoint:
         """Take a tag away from a checkpoint, which need not have it. Errors: UnknownCheckpoint."""
 
-        def work(records: Records) -> list[Manifest]:
+        def work(records: Records) -> list[str]:
             head = known(checkpoint, records.by_id(checkpoint))
             if tag not in head.tags:
                 return []
@@ -120,7 +119,7 @@ class Lifecycle(Revisions):
     def pin(self, checkpoint: str, pinned: bool = True) -> Checkpoint:
         """Keep a checkpoint from being deleted by anybody, or no longer so. Errors: UnknownCheckpoint."""
 
-        def work(records: Records) -> list[Manifest]:
+        def work(records: Records) -> list[str]:
             head = known(checkpoint, records.by_id(checkpoint))
             return [] if head.pinned is pinned else [_changed(replace(head, pinned=pinned), records)]
 
@@ -138,13 +137,13 @@ class Lifecycle(Revisions):
         unique = list(dict.fromkeys(checkpoints))
         now_ns = time.time_ns()
 
-        def work(records: Records) -> list[Manifest]:
+        def work(records: Records) -> list[str]:
             return [self._deleted(one, records, now_ns, by_policy) for one in unique]
 
         # Without a sync: the files are for when the index is lost, and then these are the lesser loss.
         self._with_reserve(lambda: self._mark(work, "delete:manifest", sync=False))
 
-    def _deleted(self, checkpoint: str, records: Records, now_ns: int, by_policy: bool) -> Manifest:
+    def _deleted(self, checkpoint: str, records: Records, now_ns: int, by_policy: bool) -> str:
         """Mark it deleted, inside a write: who leases it from now on waits for that, and looks at the record again."""
         head = known(checkpoint, records.by_id(checkpoint))
         if head.pinned:
@@ -191,14 +190,11 @@ class Lifecycle(Revisions):
 
     # what they have in common
 
-    def _mark(
-        self, work: Callable[[Records], list[Manifest]], point: str = "mark:manifest", *, sync: bool = True
-    ) -> None:
-        """Record what `work` returns, in one transaction, and write it into the manifests' files."""
-        for manifest in self._index.write(work):
-            fault(point)
+    def _mark(self, work: Callable[[Records], list[str]], point: str = "mark:manifest", *, sync: bool = True) -> None:
+        """Do `work` in one transaction, and bring up the manifests' files of the checkpoints (ids) that it changed."""
+        for one in self._index.write(work):
             with suppress(OSError):  # the index has the say; and on a full disk a delete must not fail
-                self._write_manifest(manifest, sync=sync)
+                self._follow(one, point, sync=sync)
 
     def _with_reserve(self, work: Callable[[], T]) -> T:
         """What `work` returns; on a full disk it is tried again with the reserve given up."""
@@ -239,13 +235,14 @@ def place(head: Checkpoint) -> str:
     return head.place
 
 
-def _changed(head: Checkpoint, records: Records) -> Manifest:
-    """Record what a checkpoint is now; its manifest."""
+def _changed(head: Checkpoint, records: Records) -> str:
+    """Record what a checkpoint is now; its id. Errors: CorruptRecord (of what it is made of)."""
+    known(head.id, records.manifest(head.id, deleted=True))
     records.put_checkpoint(head)
-    return known(head.id, records.manifest(head.id, deleted=True))
+    return head.id
 
 
-def _mark_restored(checkpoint: str, records: Records) -> list[Manifest]:
+def _mark_restored(checkpoint: str, records: Records) -> list[str]:
     head = known(checkpoint, records.by_id(checkpoint, deleted=True))
     if head.state is not State.DELETED:
         return []

@@ -51,7 +51,7 @@ def rebuild(root: Path) -> Rebuilt:
     prepare(layout, create=False)
     with ExitStack() as held:
         refuse_while_served(layout)
-        for name in ("gc", "publish", "index"):
+        for name in ("gc", "publish", "manifests", "index"):
             held.enter_context(locks.exclusive(layout.lock(name)))
         refuse_while_served(layout)
         return _rebuild(layout)

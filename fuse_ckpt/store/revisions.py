@@ -51,7 +51,7 @@ class Revisions(Jobs):
         missing = self._blobs.first_missing(blob_sizes(Manifest(seen, new.entries, new.companions)))
         if missing is not None:
             raise CommitFailed(f"Blob {missing} of {new.job}/{new.unit.name} is not in the store.")
-        with locks.exclusive(self.layout.lock("publish")):
+        with locks.exclusive(self.layout.lock("publish")), self._marking():
             before = self._index.read(lambda records: _amendable(seen, records))
             if before is None:
                 self._rewrite_manifest(seen.id)
@@ -77,11 +77,28 @@ class Revisions(Jobs):
 
         One that is promoted already stays as it is. Errors: UnknownCheckpoint, UsageError (it is not failed).
         """
-        manifest = self._index.write(lambda records: _promoted(checkpoint, records))
-        fault("promote:manifest")
+        promoted = self._index.write(lambda records: _promoted(checkpoint, records))
         with suppress(OSError):  # the index has the say
-            self._write_manifest(manifest)
-        return manifest.checkpoint
+            self._follow(checkpoint, "promote:manifest")
+        return promoted
+
+    def _follow(self, checkpoint: str, point: str, *, sync: bool = True) -> None:
+        """After a change of a checkpoint's record: make its manifest's file say what the index says now.
+
+        Not what was changed: of two that change it at once, the first there may be the last here. `point`: the fault
+        point before.
+        """
+        fault(point)
+        with self._marking():
+            manifest = self._index.read(lambda records: records.manifest(checkpoint, deleted=True))
+            if manifest is not None:
+                self._write_manifest(manifest, sync=sync)
+            if not self._index.read(lambda records: records.has_id(checkpoint)):  # collected, perhaps meanwhile
+                self.layout.manifest(checkpoint).unlink(missing_ok=True)
+
+    def _marking(self) -> locks.Lock:
+        """Held by whoever changes the file of a checkpoint that is recorded, and never long."""
+        return locks.exclusive(self.layout.lock("manifests"))
 
     def _write_manifest(self, manifest: Manifest, *, sync: bool = True) -> None:
         path = self.layout.manifest(manifest.checkpoint.id)
@@ -142,16 +159,16 @@ def _amend(seen: Checkpoint, after: Manifest, new: NewCheckpoint, records: Recor
     return True
 
 
-def _promoted(checkpoint: str, records: Records) -> Manifest:
+def _promoted(checkpoint: str, records: Records) -> Checkpoint:
     manifest = records.manifest(checkpoint)
     if manifest is None:
         raise UnknownCheckpoint(checkpoint)
     head = manifest.checkpoint
     if head.promoted:
-        return manifest
+        return head
     if head.state is not State.FAILED:
         raise UsageError(f"Checkpoint {checkpoint} is {head.state.value}: only a failed one can be promoted.")
     promoted = replace(head, state=State.AVAILABLE, promoted=True, settled=True)
     records.put_checkpoint(promoted)
     queue(promoted, records)
-    return replace(manifest, checkpoint=promoted)
+    return promoted

@@ -29,7 +29,7 @@ def recover(layout: Layout, index: Index) -> None:
     if gc is None:
         _empty(layout.tmp, before=time.time() - STALE)
         return
-    with gc, locks.exclusive(layout.lock("publish")):
+    with gc, locks.exclusive(layout.lock("publish")), locks.exclusive(layout.lock("manifests")):
         _empty(layout.tmp, before=float("inf"))
         empty, orphans = index.read(lambda records: (records.newest_id() is None, _orphans(layout.manifests, records)))
         lost = [path for path in orphans if not _was_deleted(path)]  # else collect was cut off

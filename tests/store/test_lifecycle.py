@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -138,6 +140,38 @@ def test_a_crash_between_a_mark_and_its_file_leaves_the_mark(root: Path, save: S
             store.tag(one.id, "release-1")
     with Store.open(root) as store:
         assert store.resolve("release-1").tags == ("release-1",)
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_the_file_of_what_two_change_at_once_says_what_the_index_says(
+    store: Store, save: Save, collected: bool
+) -> None:
+    one = save(store, "x", {"a": b"1"})
+    save(store, "x", {"a": b"2"})
+    tagged, go_on = threading.Event(), threading.Event()
+
+    def pause(reached: str) -> None:
+        if reached == "mark:manifest":
+            tagged.set()
+            assert go_on.wait(20)
+
+    def tag() -> None:
+        with pytest.raises(UnknownCheckpoint):  # for it is deleted meanwhile
+            store.tag(one.id, "release-1")
+
+    with faults.install(pause):
+        tagging = threading.Thread(target=tag)
+        tagging.start()
+        assert tagged.wait(20)  # it is recorded, and its file is to be written
+        store.delete([one.id])
+        if collected:
+            with store.collecting("a test"):
+                store.collect([one.id])
+        go_on.set()
+        tagging.join(20)
+    path = store.layout.manifest(one.id)
+    assert path.exists() is not collected
+    assert collected or json.loads(path.read_text())["checkpoint"]["state"] == "deleted"
 
 
 def test_latest_and_best_follow_every_change(store: Store, save: Save) -> None:
