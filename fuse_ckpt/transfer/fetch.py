@@ -138,6 +138,8 @@ def _claim(fd: int, path: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(f"Another fetch is writing {path}: wait for it, or choose another --destination.") from None
+    if not tree.is_at(fd, path):  # it has just become the destination of the fetch that had the lock
+        raise Busy(f"Another fetch has just ended that wrote {path}: the same command again.")
     os.fchmod(fd, 0o700)
 
 

@@ -92,7 +92,7 @@ def _spool(store: Store, what: str) -> Iterator[tuple[Path, int]]:
         path.mkdir(mode=0o700)
     fd = os.open(path, tree.DIRECTORY)
     try:
-        if not _lock(fd):
+        if not _lock(fd) or not tree.is_at(fd, path):  # the push that had the lock has removed it
             raise Busy("The same push is under way: wait for it.")
         try:
             yield path, fd

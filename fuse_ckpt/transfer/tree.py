@@ -115,6 +115,14 @@ def sync_disk(directory: Path | int) -> None:
             os.close(fd)
 
 
+def is_at(fd: int, path: Path) -> bool:
+    """Whether what is open as `fd` still lies at `path`, and has not been moved or removed."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
 def umask() -> int:
     # There is no way to ask without setting it; who asks has one thread.
     mask = os.umask(0o022)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blake3 import blake3
@@ -340,6 +343,31 @@ def test_two_fetches_into_one_place_do_not_mix(store: Store, out: Path) -> None:
     fetch(store, checkpoint, out, progress=meanwhile)
     assert len(refused) == 1
     assert tree(out) == ["a"]
+
+
+def locks_late(monkeypatch: pytest.MonkeyPatch, module: str, before: Callable[[], object]) -> None:
+    """Have `module` get its locks only after `before`, which another process does meanwhile."""
+
+    def flock(fd: int, how: int) -> None:
+        before()
+        fcntl.flock(fd, how)
+
+    late = SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    monkeypatch.setattr(sys.modules[module], "fcntl", late)
+
+
+def test_what_another_fetch_has_just_finished_is_left_as_it_is(
+    store: Store, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = publish(store, [file(store, "a", b"x"), file(store, "b", b"y")])
+    partial = out.parent / f"out.partial-{checkpoint.id}"
+    partial.mkdir(0o700)
+    (partial / "b").write_bytes(b"y")
+    locks_late(monkeypatch, "fuse_ckpt.transfer.fetch", lambda: partial.rename(out))
+    with pytest.raises(Busy, match="the same command again"):
+        fetch(store, checkpoint, out, include=["a"])
+    assert tree(out) == ["b"]
+    assert os.listdir(out.parent) == ["out"]
 
 
 def test_progress_counts_the_bytes_that_are_taken(store: Store, out: Path) -> None:

@@ -15,7 +15,7 @@ from fuse_ckpt.errors import Busy, FuseCkptError, InvalidName, NotFound, UsageEr
 from fuse_ckpt.model import Checkpoint, Kind, Origin, Shape, State
 from fuse_ckpt.store import Store
 from fuse_ckpt.transfer import LocalSource, copying, fetch, push
-from tests.transfer.test_fetch import interrupted_after, tree
+from tests.transfer.test_fetch import interrupted_after, locks_late, tree
 
 
 @pytest.fixture
@@ -226,6 +226,19 @@ def test_a_changed_file_is_copied_anew_after_an_interruption(store: Store, sourc
         push(store, "base", LocalSource(source, store.layout.root), progress=interrupted_after(5058))
     (source / "config.json").write_bytes(b'{"architectures": ["Later"]}')
     assert pushed(store, source).metadata.model == "Later"
+
+
+def test_a_push_that_opened_the_spool_of_one_that_has_just_ended_is_busy(
+    store: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end() -> None:
+        (spool,) = store.layout.incoming.iterdir()
+        spool.rmdir()
+
+    locks_late(monkeypatch, "fuse_ckpt.transfer.push", end)
+    with pytest.raises(Busy, match="under way"):
+        pushed(store, source)
+    assert incoming(store) == []
 
 
 def test_the_same_push_twice_at_once_is_busy(store: Store, source: Path) -> None:
