@@ -24,6 +24,7 @@ from fuse_ckpt.session import replicating
 from fuse_ckpt.session.options import Mounted, MountOptions
 from fuse_ckpt.store import Store
 
+END_PATIENCE = 60.0  # seconds for a daemon that has unmounted to end
 LARGEST_LOG = 1 << 20  # bytes; a longer one is put aside as `.1` when a daemon starts
 
 

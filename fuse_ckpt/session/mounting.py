@@ -14,8 +14,6 @@ from fuse_ckpt.session.options import Mounted, MountOptions, PendingUnit
 from fuse_ckpt.staging import load_all, why_stuck
 from fuse_ckpt.store import Layout, Store
 
-DAEMON_PATIENCE = 60.0  # seconds for a daemon that has unmounted to end
-
 
 def mount(
     options: MountOptions, *, foreground: bool, ready: Callable[[Mounted], None] = lambda mounted: None
@@ -82,7 +80,7 @@ def umount(mountpoint: Path) -> None:
             "its daemon serves that until it is unmounted too."
         )
     with Store.open(source.parent.parent) as store:
-        store.wait_unlocked(job or "", DAEMON_PATIENCE)
+        store.wait_unlocked(job or "", daemon.END_PATIENCE)
 
 
 def statistics(store: Store) -> list[dict[str, Any]]:
@@ -96,8 +94,13 @@ def statistics(store: Store) -> list[dict[str, Any]]:
 
 
 def pending_units(store: Store, job: str) -> list[PendingUnit]:
-    """What is not committed yet: sealed drafts in the store, and what the job's daemon, if it runs, is waiting for."""
+    """What is not committed yet: sealed drafts in the store, and what the job's daemon, if it runs, is waiting for.
+
+    What is committed while this looks may be among it; nothing is left out.
+    """
     layout: Layout = store.layout
+    answer = control.ask(layout.control(job), "status") or {}  # first: a draft that is sealed now shows in the store
+    drafts = [PendingUnit(draft["name"], draft["since_ns"], draft["size"]) for draft in answer.get("drafts", [])]
     sealed = [] if not layout.pending(job).is_dir() else load_all(layout.pending(job), clean=False)
     found = [
         PendingUnit(
@@ -108,6 +111,6 @@ def pending_units(store: Store, job: str) -> list[PendingUnit]:
         )
         for one in sealed
     ]
-    answer = control.ask(layout.control(job), "status") or {}
-    found += [PendingUnit(draft["name"], draft["since_ns"], draft["size"]) for draft in answer.get("drafts", [])]
+    newest = {unit.name: unit.since_ns for unit in sorted(found, key=lambda unit: unit.since_ns)}
+    found += [draft for draft in drafts if draft.since_ns > newest.get(draft.name, -1)]
     return sorted(found, key=lambda unit: unit.since_ns)

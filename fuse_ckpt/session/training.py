@@ -221,7 +221,8 @@ class _Session:
                 "still bound elsewhere, perhaps in a container: its daemon serves it until that is unmounted"
             )
             return
-        self._store.wait_unlocked(self._run.job, 10.0)
+        if not self._store.wait_unlocked(self._run.job, daemon.END_PATIENCE):
+            self._problems.append("its daemon has not ended yet: until then the job cannot be mounted again")
 
 
 @contextmanager
