@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 
 import pyfuse3
 import trio
@@ -31,6 +32,7 @@ class Wire:
 
     def __init__(self, filesystem: Filesystem, attached: Attached) -> None:
         self._operations = Operations(filesystem)  # pyfuse3 keeps no reference that counts
+        self._device = attached.device
         self.stopped = False
         self._relay: Relay | None = None
         descriptor = attached.device
@@ -50,6 +52,12 @@ class Wire:
                 nursery.start_soon(self._relay.run, pyfuse3.terminate)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
+
+    def is_let_go(self) -> bool:
+        """Whether the kernel has let go of the filesystem, whatever of that has been heard yet."""
+        device = select.poll()
+        device.register(self._device, 0)
+        return any(events & select.POLLERR for _, events in device.poll(0))
 
     def stop(self) -> None:
         """End `serve` although something is still mounted: what is open there says ENOTCONN from then on."""

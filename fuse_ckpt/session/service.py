@@ -208,6 +208,8 @@ class Service:
     async def _is_gone(self) -> bool:
         with trio.move_on_after(GONE_PATIENCE):
             await self._gone.wait()
+        if self._wire.is_let_go():  # that time may have gone by while this process got no processor
+            await self._gone.wait()
         return self._gone.is_set()
 
     async def _obey_signals(self, nursery: trio.Nursery) -> None:

@@ -220,6 +220,24 @@ def test_a_kernel_that_takes_no_file_at_all_serves_every_file_through_the_daemon
     wait_until("all three", lambda: len(mounted.committed()) == 3)
 
 
+# fuse-ckpt whose daemon hears so late that the kernel has let go of the mount that it gives up before.
+LATE = """
+import sys
+from fuse_ckpt.cli import main
+from fuse_ckpt.session import service
+
+service.GONE_PATIENCE = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_daemon_that_hears_late_of_the_unmounting_does_not_take_it_for_bound_elsewhere(mount_job: MountJob) -> None:
+    mounted = mount_job("late", ready=False).mount(program=(sys.executable, "-c", LATE))
+    put(mounted.path / "m.bin")
+    mounted.wait_for("m.bin")
+    mounted.umount()
+
+
 # fuse-ckpt as if on a kernel on which nothing can stand between it and libfuse.
 UNRELAYED = """
 import sys
