@@ -182,6 +182,12 @@ class Mount:
             assert said.returncode == 0, said.stderr
             assert not is_mounted(self.path)
 
+    def commit(self) -> None:
+        """Have the daemon commit all that is complete, as `checkpoint commit` does; returns when it has."""
+        answer = control.ask(Layout(self.store).control(self.job), "commit", patience=PATIENCE)
+        assert answer is not None
+        assert "error" not in answer, answer
+
     def expect_log(self, pattern: str) -> None:
         """Allow, and demand, lines of the daemon's log that match."""
         self._expected.append(pattern)

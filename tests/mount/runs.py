@@ -62,8 +62,9 @@ class Started:
         """Wait for a whole line of its output that matches."""
 
         def look() -> re.Match[str] | None:
+            running = self.process.poll() is None  # before its output: what it said last counts
             found = re.search(rf"^{pattern}$\n", self.out, re.MULTILINE)
-            assert found or self.process.poll() is None, f"ended with {self.process.returncode}: {self.out} {self.err}"
+            assert found or running, f"ended with {self.process.returncode}: {self.out} {self.err}"
             return found
 
         found: re.Match[str] = wait_until(f"{pattern!r} printed", look)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fuse_ckpt.store import Layout, locks
 from tests.conftest import MountJob
 from tests.mount.harness import PROGRAM, Mount, wait_until
 from tests.mount.runs import one_line
@@ -45,13 +46,30 @@ def opens(process: subprocess.Popen[bytes]) -> bool:
 # -- stopped ----------------------------------------------------------------------------------------------------------
 
 
+def stop(mounted: Mount) -> None:
+    """Stop the daemon, not inside a transaction: as long as that takes, others cannot open the index."""
+    lock = Layout(mounted.store).lock("index")
+
+    def is_stopped() -> bool:
+        os.kill(mounted.pid, signal.SIGSTOP)
+        wait_until("it is stopped", lambda: "T" in Path(f"/proc/{mounted.pid}/stat").read_text().rsplit(")")[-1])
+        taken = locks.try_exclusive(lock)
+        if taken is None:
+            os.kill(mounted.pid, signal.SIGCONT)
+            return False
+        taken.close()
+        return True
+
+    wait_until("it is stopped between two transactions", is_stopped)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may see where a process waits")
 def test_a_daemon_that_is_stopped_and_goes_on_loses_nothing_and_its_clients_can_be_killed(mounted: Mount) -> None:
     put(mounted.path / "before.bin")
     mounted.wait_for("before.bin")
     (mounted.path / "logs").mkdir()
     with contextlib.ExitStack() as stack:
-        os.kill(mounted.pid, signal.SIGSTOP)
+        stop(mounted)
         # In two directories: who waits for the other's lock on one, and not for the daemon, cannot be killed anywhere.
         waiting, doomed = (
             stack.enter_context(started(WRITE, mounted.path / name)) for name in ("waits.bin", "logs/killed.log")

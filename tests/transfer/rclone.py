@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fuse_ckpt.model import Connection, Provider
 from tests.mount.harness import wait_until
-from tests.transfer.seaweed import ADMIN, BUCKET, HOST, credentials, free_ports
+from tests.transfer.seaweed import ADMIN, BUCKET, HOST, PATIENCE, credentials, free_ports
 
 RCLONE = str(Path(sys.executable).parent / "rclone")
 
@@ -33,7 +33,7 @@ def serving(directory: Path) -> Iterator[Connection]:
     with (directory / "rclone.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_until("rclone answers", lambda: _is_ready(endpoint))
+        wait_until("rclone answers", lambda: _is_ready(endpoint), PATIENCE)
         file = credentials(directory / "rclone-credentials", ADMIN)
         yield Connection("rclone", Provider.S3, 1, endpoint=endpoint, bucket=BUCKET, credentials_file=str(file))
     finally:

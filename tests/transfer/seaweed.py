@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -23,6 +24,10 @@ ADMIN = ("admin-key", "admin-secret-0123456789abcdef")
 READER = ("reader-key", "reader-secret-0123456789abcdef")
 WEED = str(Path(sys.executable).parent / "weed")
 GRPC = 10_000  # each of its servers also listens this much above its port
+# Below what the kernel gives to whoever asks for any port (ip_local_port_range), with GRPC too: a server takes its port
+# some seconds after it was chosen. Those of each worker of pytest-xdist are its own.
+PORTS, WORKERS = range(11_000, 22_000), 8
+PATIENCE = 120.0  # seconds for a server to start
 NOWHERE = {"AWS_METADATA_ENDPOINT": f"http://{HOST}:1/"}  # nobody may ask the machine's own metadata service
 
 
@@ -101,6 +106,10 @@ class Seaweed(S3Server):
         self.kill()  # its data is a test's: nothing is worth a clean end, which takes it many seconds
         self.remove_sockets(self._master, self._volume, self._filer, self.port)
 
+    def _is_up(self, process: subprocess.Popen[bytes]) -> bool:
+        assert process.poll() is None, (self._directory / "log").read_text(errors="replace")[-2000:]
+        return self.is_ready()
+
     def _start(self) -> subprocess.Popen[bytes]:
         config = write_config(self._directory)
         command = [
@@ -115,7 +124,7 @@ class Seaweed(S3Server):
                 command, stdout=log, stderr=log, cwd=self._directory, env=environment(self._directory)
             )
         try:
-            wait_until("SeaweedFS answers", self.is_ready)
+            wait_until("SeaweedFS answers", lambda: self._is_up(process), PATIENCE)
         except BaseException:
             process.kill()
             process.wait()
@@ -142,16 +151,17 @@ def _identity(name: str, pair: tuple[str, str], *actions: str) -> dict[str, obje
 
 def free_ports(count: int, host: str = HOST) -> list[int]:
     """Ports that nobody listens on, nor `GRPC` above them."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    candidates = list(range(PORTS.start + worker % WORKERS, PORTS.stop, WORKERS))
+    random.shuffle(candidates)
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
-            with contextlib.suppress(OSError, OverflowError):
-                low = held.enter_context(socket.socket())
-                low.bind((host, 0))
-                port = low.getsockname()[1]
-                high = held.enter_context(socket.socket())
-                high.bind((host, port - GRPC))
-                found.append(port - GRPC)
+            port = candidates.pop()
+            with contextlib.suppress(OSError):
+                for one in (port, port + GRPC):
+                    held.enter_context(socket.socket()).bind((host, one))
+                found.append(port)
     return found
 
 
