@@ -1,9 +1,10 @@
 """The index: one LMDB environment, whose transactions run one at a time under locks of our own.
 
 LMDB's own lock file keys readers by pid, and two daemons that are both pid 1 of their containers could not open one
-environment. So it is opened with `lock=False` under flock(locks/index): shared for one read transaction, exclusive for
-one write transaction. A mutex orders the threads of this process: the map may only be moved (to grow it) while none of
-them is inside a transaction. A transaction therefore belongs to one call on one thread, and must stay short.
+environment. So it is opened with `lock=False` under flock(locks/index): shared for one read transaction and for opening
+what is there, exclusive for one write transaction. A mutex orders the threads of this process: the map may only be
+moved (to grow it) while none of them is inside a transaction. A transaction therefore belongs to one call on one
+thread, and must stay short.
 
 An Index survives fork() only between `before_fork` and `after_fork`.
 """
@@ -24,7 +25,7 @@ from fuse_ckpt.errors import CorruptRecord, FuseCkptError, StoreUnusable
 
 from . import locks
 from .format import is_read_only, read_only
-from .index_file import make_long_enough
+from .index_file import lacking_length, make_long_enough
 from .records import Records
 from .tables import Table
 
@@ -148,8 +149,31 @@ class Index:
         return self._env
 
     def _open(self) -> None:
+        with locks.shared(self._lock):  # a command begins while another one reads, however long that takes
+            if self._open_whole():
+                return
         with locks.exclusive(self._lock):  # the very first opening writes the file
             self._open_locked()
+
+    def _open_whole(self) -> bool:
+        """Open an index that can be used as it is; False where something would have to be written first."""
+        data = self._directory / DATA
+        if not data.exists() or is_read_only(data) or lacking_length(data) is not None:
+            return False
+        self._read_only = False
+        try:
+            self._env = self._environment_of(create=False)
+            # Only one that may write gives handles that outlive it; as it changes nothing, it writes nothing.
+            with self._environment.begin(write=True) as transaction:
+                self._tables = dict(self._tables_there(transaction))
+        except lmdb.Error:  # the other way says why
+            self._drop()
+            return False
+        if len(self._tables) < len(Table):
+            self._drop()
+            return False
+        self._note_file()
+        return True
 
     def _open_locked(self) -> None:
         data = self._directory / DATA
@@ -157,16 +181,22 @@ class Index:
         if not self._read_only:
             make_long_enough(data)
         try:
-            self._env = lmdb.open(
-                str(self._directory), map_size=self._map_size, max_dbs=len(Table), mode=0o600, lock=False,
-                max_spare_txns=0, lib_version=0,  # the file's format is fixed by the library that creates it
-                readonly=self._read_only, create=not self._read_only,
-            )  # fmt: skip
+            self._env = self._environment_of(create=not self._read_only)
             self._make_tables()
         except lmdb.Error as error:
             self._drop()
             raise self._translate(error) from error
-        found = _identity(data)
+        self._note_file()
+
+    def _environment_of(self, *, create: bool) -> lmdb.Environment:
+        return lmdb.open(
+            str(self._directory), map_size=self._map_size, max_dbs=len(Table), mode=0o600, lock=False,
+            max_spare_txns=0, lib_version=0,  # the file's format is fixed by the library that creates it
+            readonly=self._read_only, create=create,
+        )  # fmt: skip
+
+    def _note_file(self) -> None:
+        found = _identity(self._directory / DATA)
         if self._file not in (None, found):
             self._before = self._generation  # the new file counts from the beginning
         self._file = found
@@ -192,11 +222,11 @@ class Index:
             except lmdb.MapResizedError:
                 self._environment.set_mapsize(0)
 
-    def _tables_there(self) -> Iterator[tuple[Table, lmdb._Database]]:
+    def _tables_there(self, transaction: lmdb.Transaction | None = None) -> Iterator[tuple[Table, lmdb._Database]]:
         """All that have been made: what an older version wrote lacks the newer ones, and none can be made now."""
         for table in Table:
             with suppress(lmdb.NotFoundError):
-                yield table, self._environment.open_db(table.value.encode(), create=False)
+                yield table, self._environment.open_db(table.value.encode(), txn=transaction, create=False)
 
     def _note_generation(self) -> None:
         if self._env is not None:

@@ -14,25 +14,31 @@ _PAGE_SIZES = {1 << power for power in range(9, 17)}
 
 
 def make_long_enough(path: Path) -> None:
-    """Give a file that was cut off its length back, as a hole: what is read there is no page, and LMDB says so.
+    """Give a file that was cut off its length back, as a hole: what is read there is no page, and LMDB says so."""
+    length = lacking_length(path)
+    if length is not None:
+        os.truncate(path, length)
 
-    A file may be a little shorter than it says without being damaged: a page that was taken and given back within one
+
+def lacking_length(path: Path) -> int | None:
+    """The length that a file would have to have, where it is shorter.
+
+    It may be a little shorter than it says without being damaged: a page that was taken and given back within one
     transaction is never written.
     """
     try:
         with path.open("rb") as file:
             metas = [_read(file.read(_META.size))]
             if metas[0] is None:
-                return
+                return None
             file.seek(metas[0].page)
             metas.append(_read(file.read(_META.size)))
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
-        return
+        return None
     newest = max((meta for meta in metas if meta is not None), key=lambda meta: meta.transaction)
     wanted = (newest.last + 1) * newest.page
-    if size < wanted <= newest.map_size:
-        os.truncate(path, wanted)
+    return wanted if size < wanted <= newest.map_size else None
 
 
 class _Meta:

@@ -47,7 +47,7 @@ def opens(process: subprocess.Popen[bytes]) -> bool:
 
 
 def stop(mounted: Mount) -> None:
-    """Stop the daemon, not inside a transaction: as long as that takes, others cannot open the index."""
+    """Stop the daemon, not inside a transaction, for the end of which others wait."""
     lock = Layout(mounted.store).lock("index")
 
     def is_stopped() -> bool:

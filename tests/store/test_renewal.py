@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from fuse_ckpt.model import Checkpoint
-from fuse_ckpt.store import Store, index
+from fuse_ckpt.store import Layout, Store, index, locks
 
 Save = Callable[..., Checkpoint]
 
@@ -30,7 +30,7 @@ def mapped(name: str) -> int:
 ADD_JOBS = """
 import sys
 from pathlib import Path
-from fuse_ckpt.store import Store, index
+from fuse_ckpt.store import Layout, Store, index, locks
 index.RENEWAL = 2
 with Store.open(Path(sys.argv[1])) as store:
     for name in sys.argv[2:]:
@@ -86,3 +86,23 @@ def test_after_a_recovery_nothing_of_the_index_is_held_in_memory(store: Store, s
     store.recover()
     assert 0 <= mapped("data.mdb") < before / 2
     assert len(store.checkpoints()) == 300
+
+
+def test_a_store_is_opened_while_another_reads_and_opening_writes_nothing(root: Path, save: Save) -> None:
+    with Store.open(root) as store:
+        found = save(store, "x", {"a": b"1"})
+    data = root / "index" / "data.mdb"
+    before = (data.read_bytes(), data.stat().st_mtime_ns)
+    seen: list[str] = []
+
+    def look() -> None:
+        with Store.open(root, create=False) as store:
+            seen.extend(one.id for one in store.checkpoints())
+
+    with locks.shared(Layout(root).lock("index")):
+        thread = Thread(target=look)
+        thread.start()
+        thread.join(20)
+        assert seen == [found.id], "it does not wait for who reads"
+    thread.join()
+    assert (data.read_bytes(), data.stat().st_mtime_ns) == before
