@@ -55,9 +55,9 @@ class Wire:
 
     def is_let_go(self) -> bool:
         """Whether the kernel has let go of the filesystem, whatever of that has been heard yet."""
-        device = select.poll()
-        device.register(self._device, 0)
-        return any(events & select.POLLERR for _, events in device.poll(0))
+        asked = select.poll()
+        asked.register(self._device, 0)
+        return any(events & select.POLLERR for _, events in asked.poll(0))
 
     def stop(self) -> None:
         """End `serve` although something is still mounted: what is open there says ENOTCONN from then on."""

@@ -80,7 +80,8 @@ def umount(mountpoint: Path) -> None:
             "its daemon serves that until it is unmounted too."
         )
     with Store.open(source.parent.parent) as store:
-        store.wait_unlocked(job or "", daemon.END_PATIENCE)
+        if not store.wait_unlocked(job or "", daemon.END_PATIENCE):
+            raise StillBound(f"{mountpoint} is unmounted, but its daemon has not ended yet; why: {source}/daemon.log")
 
 
 def statistics(store: Store) -> list[dict[str, Any]]:
@@ -99,9 +100,11 @@ def pending_units(store: Store, job: str) -> list[PendingUnit]:
     What is committed while this looks may be among it; nothing is left out.
     """
     layout: Layout = store.layout
+    pending = layout.pending(job)
+    before = {one.directory for one in load_all(pending, clean=False)} if pending.is_dir() else set()
     answer = control.ask(layout.control(job), "status") or {}  # first: a draft that is sealed now shows in the store
     drafts = [PendingUnit(draft["name"], draft["since_ns"], draft["size"]) for draft in answer.get("drafts", [])]
-    sealed = [] if not layout.pending(job).is_dir() else load_all(layout.pending(job), clean=False)
+    sealed = load_all(pending, clean=False) if pending.is_dir() else []
     found = [
         PendingUnit(
             one.journal.unit.name,
@@ -111,6 +114,6 @@ def pending_units(store: Store, job: str) -> list[PendingUnit]:
         )
         for one in sealed
     ]
-    newest = {unit.name: unit.since_ns for unit in sorted(found, key=lambda unit: unit.since_ns)}
-    found += [draft for draft in drafts if draft.since_ns > newest.get(draft.name, -1)]
+    meanwhile = {one.journal.unit.name: one.journal.created_ns for one in sealed if one.directory not in before}
+    found += [draft for draft in drafts if draft.since_ns > meanwhile.get(draft.name, -1)]
     return sorted(found, key=lambda unit: unit.since_ns)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock as Mutex
@@ -158,18 +158,18 @@ class Index:
     def _open_whole(self) -> bool:
         """Open an index that can be used as it is; False where something would have to be written first."""
         data = self._directory / DATA
-        if not data.exists() or is_read_only(data) or lacking_length(data) is not None:
+        if not data.exists() or data.stat().st_size == 0:
             return False
-        self._read_only = False
+        self._read_only = is_read_only(data)
+        if not self._read_only and lacking_length(data) is not None:
+            return False
         try:
             self._env = self._environment_of(create=False)
-            # Only one that may write gives handles that outlive it; as it changes nothing, it writes nothing.
-            with self._environment.begin(write=True) as transaction:
-                self._tables = dict(self._tables_there(transaction))
+            self._find_tables()
         except lmdb.Error:  # the other way says why
             self._drop()
             return False
-        if len(self._tables) < len(Table):
+        if len(self._tables) < len(Table) and not self._read_only:
             self._drop()
             return False
         self._note_file()
@@ -208,7 +208,7 @@ class Index:
 
     def _make_tables(self) -> None:
         if self._read_only:
-            self._tables = dict(self._tables_there())
+            self._find_tables()
             return
         while True:
             try:
@@ -222,11 +222,12 @@ class Index:
             except lmdb.MapResizedError:
                 self._environment.set_mapsize(0)
 
-    def _tables_there(self, transaction: lmdb.Transaction | None = None) -> Iterator[tuple[Table, lmdb._Database]]:
-        """All that have been made: what an older version wrote lacks the newer ones, and none can be made now."""
+    def _find_tables(self) -> None:
+        """All that have been made: what an older version wrote lacks the newer ones. Nothing is written."""
+        self._tables = {}
         for table in Table:
             with suppress(lmdb.NotFoundError):
-                yield table, self._environment.open_db(table.value.encode(), txn=transaction, create=False)
+                self._tables[table] = self._environment.open_db(table.value.encode(), create=False)
 
     def _note_generation(self) -> None:
         if self._env is not None:

@@ -101,9 +101,9 @@ def lease(path: Path, checkpoint: str, holder: str) -> Lease:
         fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             with suppress(OSError):  # nobody else has it: the lines in it are of the dead (a read-only disk keeps them)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(fd, 0)
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            _flock(fd, fcntl.LOCK_SH)
             if _names(path, fd):
                 return Lease(path, fd, checkpoint, holder)
         except BaseException:
@@ -146,13 +146,20 @@ def _wait(path: Path, how: int) -> int:
     while True:
         fd = _open(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(fd, how)
+            _flock(fd, how)
             if _names(path, fd):
                 return fd
         except BaseException:
             _close(fd)
             raise
         _close(fd)
+
+
+def _flock(fd: int, how: int) -> None:
+    """Lock it; a directory, which stands for many files, always for all: where it does, nobody changes anything."""
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        how = fcntl.LOCK_SH | how & fcntl.LOCK_NB
+    fcntl.flock(fd, how)
 
 
 def _open_file(path: Path, how: int) -> int:

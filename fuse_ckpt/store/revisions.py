@@ -91,13 +91,14 @@ class Revisions(Jobs):
         fault(point)
         with self._marking():
             manifest = self._index.read(lambda records: records.manifest(checkpoint, deleted=True))
-            if manifest is not None:
-                self._write_manifest(manifest, sync=sync)
-            if not self._index.read(lambda records: records.has_id(checkpoint)):  # collected, perhaps meanwhile
+            if manifest is None:  # collected, with its file; or the index is lost, and the file is all that there is
+                return
+            self._write_manifest(manifest, sync=sync)
+            if not self._index.read(lambda records: records.has_id(checkpoint)):  # collected meanwhile
                 self.layout.manifest(checkpoint).unlink(missing_ok=True)
 
     def _marking(self) -> locks.Lock:
-        """Held by whoever changes the file of a checkpoint that is recorded, and never long."""
+        """Held by whoever writes the file of a checkpoint that is recorded already."""
         return locks.exclusive(self.layout.lock("manifests"))
 
     def _write_manifest(self, manifest: Manifest, *, sync: bool = True) -> None:
@@ -107,7 +108,7 @@ class Revisions(Jobs):
     def _rewrite_manifest(self, checkpoint: str) -> None:
         """Make the file say what the index says: an amendment that failed, now or in a crash, may have left its own."""
         with suppress(OSError):
-            manifest = self._index.read(lambda records: records.manifest(checkpoint))
+            manifest = self._index.read(lambda records: records.manifest(checkpoint, deleted=True))
             if manifest is not None:
                 self._write_manifest(manifest)
 

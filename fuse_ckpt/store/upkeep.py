@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from fuse_ckpt.errors import CorruptRecord
@@ -29,7 +30,9 @@ def recover(layout: Layout, index: Index) -> None:
     if gc is None:
         _empty(layout.tmp, before=time.time() - STALE)
         return
-    with gc, locks.exclusive(layout.lock("publish")), locks.exclusive(layout.lock("manifests")):
+    with gc, locks.exclusive(layout.lock("publish")), ExitStack() as marking:
+        _empty(layout.tmp, before=float("inf"), files=False)  # whole trees of jobs; who marks does not wait for that
+        marking.enter_context(locks.exclusive(layout.lock("manifests")))
         _empty(layout.tmp, before=float("inf"))
         empty, orphans = index.read(lambda records: (records.newest_id() is None, _orphans(layout.manifests, records)))
         lost = [path for path in orphans if not _was_deleted(path)]  # else collect was cut off
@@ -87,12 +90,15 @@ def _files(directory: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _empty(directory: Path, before: float) -> None:
-    """Remove what has not changed since `before` (seconds since the epoch)."""
+def _empty(directory: Path, before: float, *, files: bool = True) -> None:
+    """Remove what has not changed since `before` (seconds since the epoch); without `files`, directories alone."""
     for path in _files(directory):
         try:
             if path.lstat().st_mtime >= before:
                 continue
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif files:
+                path.unlink()
         except FileNotFoundError:
             continue  # its maker finished it

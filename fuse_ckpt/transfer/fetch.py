@@ -115,18 +115,22 @@ def _partial(destination: Path, checkpoint_id: str, fresh: bool) -> Iterator[tup
     fd = os.open(path, tree.DIRECTORY)
     try:
         _claim(fd, path)
+        if fresh and os.path.lexists(destination):
+            _remove(fd, path)
+            raise Busy(f"{destination} has just been made by somebody else: choose another --destination, or --force.")
         try:
             yield path, fd
         except Exception:
-            _remove(path)
+            _remove(fd, path)
             raise
-        _remove(path)
+        _remove(fd, path)
     finally:
         os.close(fd)
 
 
-def _remove(path: Path) -> None:
-    if os.path.lexists(path):
+def _remove(fd: int, path: Path) -> None:
+    """Remove the partial directory; not one that somebody else has made there since ours was renamed."""
+    if tree.is_at(fd, path):
         shutil.rmtree(path)
 
 
@@ -139,7 +143,7 @@ def _claim(fd: int, path: Path) -> None:
     except BlockingIOError:
         raise Busy(f"Another fetch is writing {path}: wait for it, or choose another --destination.") from None
     if not tree.is_at(fd, path):  # it has just become the destination of the fetch that had the lock
-        raise Busy(f"Another fetch has just ended that wrote {path}: the same command again.")
+        raise Busy(f"Another fetch into {path} has just ended: look at what it has fetched, or try again.")
     os.fchmod(fd, 0o700)
 
 

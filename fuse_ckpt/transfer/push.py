@@ -92,8 +92,10 @@ def _spool(store: Store, what: str) -> Iterator[tuple[Path, int]]:
         path.mkdir(mode=0o700)
     fd = os.open(path, tree.DIRECTORY)
     try:
-        if not _lock(fd) or not tree.is_at(fd, path):  # the push that had the lock has removed it
+        if not _lock(fd):
             raise Busy("The same push is under way: wait for it.")
+        if not tree.is_at(fd, path):
+            raise Busy("The same push has just ended: checkpoint list shows what it made; else try again.")
         try:
             yield path, fd
         except StorageFailed:

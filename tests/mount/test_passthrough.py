@@ -208,10 +208,12 @@ def test_one_file_open_many_times_is_one_file_and_one_checkpoint(mount_job: Moun
             assert worker.returncode == 0
         assert os.pread(held, 9 * SLOT, 0) == path.read_bytes()
     assert mounted.cli("checkpoint", "commit", "job").returncode == 0
+    assert mounted.status()["drafts"] == []
     (_, found) = mounted.committed("step_1")
     assert (mounted.by_id(found) / "m.bin").read_bytes() == expected + bytes(2 * SLOT - 1) + b"!"
     put(mounted.path / "after.bin")
     mounted.wait_for("after.bin")
+    assert mounted.cli("checkpoint", "commit", "job").returncode == 0
     assert len(mounted.committed("step_1")) == 2
     wait_until("all is closed", lambda: mounted.status()["open_files"] == 0)
 

@@ -47,3 +47,14 @@ def test_a_unit_that_is_sealed_while_the_daemon_is_asked_is_pending(
 
     monkeypatch.setattr(control, "ask", ask)
     assert [unit.name for unit in pending_units(trainer.store, JOB)] == ["step_1"] * (1 + again)
+
+
+def test_a_draft_is_pending_beside_a_stuck_one_although_the_clock_went_back(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.mkdir("step_1")
+    trainer.save("step_1/a.bin")
+    assert trainer.area.seal(UNIT, *trainer.area.inspect(UNIT))
+    draft = {"name": UNIT.name, "since_ns": 1, "size": 4}
+    monkeypatch.setattr(control, "ask", lambda path, question: {"drafts": [draft]})
+    assert [unit.name for unit in pending_units(trainer.store, JOB)] == ["step_1"] * 2

@@ -174,6 +174,25 @@ def test_the_file_of_what_two_change_at_once_says_what_the_index_says(
     assert collected or json.loads(path.read_text())["checkpoint"]["state"] == "deleted"
 
 
+def test_a_manifests_file_outlives_the_index(root: Path, save: Save) -> None:
+    """Whoever changes what an index has lost leaves the files from which it can be rebuilt."""
+    with Store.open(root) as store:
+        found = [save(store, f"x{n}", {"a": b"%d" % n}) for n in range(3)]
+
+        lost: list[str] = []
+
+        def lose(point: str) -> None:
+            if point == "delete:manifest" and not lost:
+                lost.append(point)
+                (root / "index" / "data.mdb").unlink()
+                with Store.open(root):
+                    """Another command makes a new one."""
+
+        with faults.install(lose):
+            store.delete([one.id for one in found])
+        assert {path.stem for path in store.layout.manifests.iterdir()} == {one.id for one in found}
+
+
 def test_latest_and_best_follow_every_change(store: Store, save: Save) -> None:
     said = [Metadata(resumable=True, weights=True, eval_loss=loss) for loss in (0.5, 0.1, 0.3)]
     one, two, three = (save(store, f"s_{n}", {"a": b"%d" % n}, metadata=meta) for n, meta in enumerate(said))

@@ -146,3 +146,18 @@ os.waitpid(child, 0)
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert done.stdout == "True\nTrue True\n"
+
+
+def test_of_locks_that_a_read_only_disk_has_no_files_for_none_keeps_anybody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_directory(path: Path, how: int) -> int:  # as on such a disk
+        return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+    monkeypatch.setattr(locks, "_open_file", open_directory)
+    with locks.exclusive(tmp_path / "use-1"):
+        for name in ("gc", "use-2"):
+            taken = locks.try_exclusive(tmp_path / name)
+            assert taken is not None
+            taken.close()
+        assert not locks.is_held(tmp_path / "job-x")

@@ -30,7 +30,7 @@ def mapped(name: str) -> int:
 ADD_JOBS = """
 import sys
 from pathlib import Path
-from fuse_ckpt.store import Layout, Store, index, locks
+from fuse_ckpt.store import Store, index
 index.RENEWAL = 2
 with Store.open(Path(sys.argv[1])) as store:
     for name in sys.argv[2:]:

@@ -364,10 +364,21 @@ def test_what_another_fetch_has_just_finished_is_left_as_it_is(
     partial.mkdir(0o700)
     (partial / "b").write_bytes(b"y")
     locks_late(monkeypatch, "fuse_ckpt.transfer.fetch", lambda: partial.rename(out))
-    with pytest.raises(Busy, match="the same command again"):
+    with pytest.raises(Busy, match="just ended"):
         fetch(store, checkpoint, out, include=["a"])
     assert tree(out) == ["b"]
     assert os.listdir(out.parent) == ["out"]
+
+
+def test_a_destination_that_another_fetch_has_made_meanwhile_is_left_as_it_is(
+    store: Store, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = publish(store, [file(store, "a", b"x"), file(store, "b", b"y")])
+    locks_late(monkeypatch, "fuse_ckpt.transfer.fetch", out.mkdir)
+    with pytest.raises(Busy, match="just been made"):
+        fetch(store, checkpoint, out)
+    assert os.listdir(out.parent) == ["out"]
+    assert tree(out) == []
 
 
 def test_progress_counts_the_bytes_that_are_taken(store: Store, out: Path) -> None:

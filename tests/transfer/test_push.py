@@ -236,7 +236,7 @@ def test_a_push_that_opened_the_spool_of_one_that_has_just_ended_is_busy(
         spool.rmdir()
 
     locks_late(monkeypatch, "fuse_ckpt.transfer.push", end)
-    with pytest.raises(Busy, match="under way"):
+    with pytest.raises(Busy, match="just ended"):
         pushed(store, source)
     assert incoming(store) == []
 
