@@ -77,7 +77,7 @@ def test_each_save_is_one_checkpoint_whatever_the_pace(
     name: str, pace: Pace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = shown(play(pace(load(name)), tmp_path, monkeypatch))
-    if name in HASTY:
+    if name in HASTY or pace is at_once:  # of what happens in one moment nothing is the first
         assert sorted(found) == sorted(SAVES[name])
     else:
         assert found == SAVES[name]
