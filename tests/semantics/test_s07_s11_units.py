@@ -17,7 +17,7 @@ from tests.conftest import MountJob
 from tests.mount.harness import Mount
 from tests.semantics.parity import put
 
-NEVER = ("--quiet-period", "600")  # seconds: what is committed is so because of something else
+NEVER = ("--quiet-period", "600")  # seconds: nothing is due by itself while a test runs
 
 pytestmark = pytest.mark.mount
 

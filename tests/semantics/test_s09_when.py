@@ -19,11 +19,10 @@ from fuse_ckpt.model import Checkpoint
 from tests.conftest import MountJob
 from tests.mount.harness import Mount, wait_until
 from tests.semantics.parity import put
-from tests.semantics.test_s07_s11_units import files_of, save
+from tests.semantics.test_s07_s11_units import NEVER, files_of, save
 
 pytestmark = pytest.mark.mount
 
-NEVER = ("--quiet-period", "600")  # seconds: nothing is due by itself while a test runs
 WRITE = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True); p.write_bytes(b'data')"
 
 
